@@ -1,0 +1,17 @@
+"""Errors a user can meet. Each message gives the place, the fact and the remedy."""
+
+
+class MemoptError(Exception):
+    """Base class of every error raised on purpose by memopt."""
+
+
+class ConfigError(MemoptError, ValueError):
+    """A `Config` field has a value it cannot have."""
+
+
+class CaptureError(MemoptError):
+    """`forward` could not be recorded as a graph."""
+
+
+class EquivalenceError(MemoptError):
+    """The rewritten model does not compute what the untouched model computes."""
