@@ -1,0 +1,11 @@
+"""From a module and its inputs to an fx graph.
+
+The user's forward is run once on fake tensors, and every call into torch is written down as a node of a
+`torch.fx.Graph`. Python sees real tensor objects with real shapes, so `isinstance`, shape arithmetic, `len` and
+branches on shapes or flags work as in eager; what was decided from them is valid for this input signature and
+this state of the modules only (`memopt.rewrite.signature` compares both before a graph is used).
+"""
+
+from memopt.capture.recorder import Captured, capture, is_recording
+
+__all__ = ["Captured", "capture", "is_recording"]

@@ -1,0 +1,38 @@
+"""What one call into torch is: how the graph spells it, whether tensors go in or out, whether it changes any."""
+
+from types import CellType
+from typing import Any
+
+import torch
+
+_EFFECTS = frozenset({"__setitem__", "register_hook", "retain_grad", "backward"})
+
+
+def call_of(func: Any, name: str) -> tuple[str, Any]:
+    """Methods of Tensor are called by name: some live in places that generated code cannot spell."""
+    method = getattr(torch.Tensor, name, None)
+    if method is func or (method is not None and not hasattr(torch, name) and not callable(func)):
+        return "call_method", name
+    return "call_function", func
+
+
+def enclosed(function: Any) -> list[Any]:
+    """What a function written inside forward (a gradient hook) reads of forward's own variables."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells if cell != CellType()]
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or a list, tuple or dict with one in it."""
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(has_tensor(item) for item in value)
+    if isinstance(value, dict):
+        return any(has_tensor(item) for item in value.values())
+    return False
+
+
+def is_mutation(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function changes something, going by its name and arguments."""
+    return name in _EFFECTS or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs

@@ -1,0 +1,80 @@
+"""Fake stand-ins for a module's parameters and buffers while its forward is recorded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from memopt.errors import CaptureError
+
+
+def fake_of(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A fake tensor of `mode` with the metadata of `tensor` (itself if it is one already)."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    # Detached: making a fake of a tensor inside a graph would look at its `.grad`, which warns.
+    fake = mode.from_tensor(tensor.detach(), static_shapes=True).requires_grad_(tensor.requires_grad)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+@contextmanager
+def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]]:
+    """Swap every parameter and buffer of `root` for a fake one; yields {id of fake tensor: dotted name}.
+
+    A buffer that is written by forward is written on the fake: the user's state never changes.
+
+    Raises:
+        CaptureError: forward rebinds a buffer or parameter (`self.x = …`), an effect that a graph cannot carry.
+    """
+    names: dict[int, str] = {}
+    swapped: list[tuple[_Store, str, torch.Tensor, torch.Tensor, str]] = []
+    attributes: list[tuple[_Store, str]] = []
+    seen: set[int] = set()
+    fakes: dict[int, torch.Tensor] = {}  # what is shared stays shared
+    for path, module in root.named_modules():
+        attributes.append((vars(module), path))
+        for store in (module._parameters, module._buffers, vars(module)):
+            if id(store) in seen:  # a replica can share its dictionaries with the original
+                continue
+            seen.add(id(store))
+            for name, tensor in store.items():
+                if isinstance(tensor, torch.Tensor):
+                    if id(tensor) not in fakes:
+                        fakes[id(tensor)] = fake_of(tensor, mode)
+                    fake = fakes[id(tensor)]
+                    full = f"{path}.{name}" if path else name
+                    names.setdefault(id(fake), full)
+                    swapped.append((store, name, tensor, fake, full))
+    try:
+        for store, name, _, fake, _ in swapped:
+            store[name] = fake
+        yield names
+        rebound = [full for store, name, _, fake, full in swapped if store.get(name) is not fake]
+        rebound += _new_tensors(attributes, names)
+        if rebound:
+            raise CaptureError(
+                f"forward assigns to self.{rebound[0]}, which a recording cannot carry. "
+                "Write a buffer in place (copy_, add_ …); hand anything else out as a result."
+            )
+    finally:
+        for store, path in attributes:
+            for full in _new_tensors([(store, path)], names):
+                del store[full.rpartition(".")[2]]
+        for store, name, tensor, _, _ in swapped:
+            store[name] = tensor
+
+
+_Store = dict[str, Any]
+
+
+def _new_tensors(attributes: list[tuple[_Store, str]], names: dict[int, str]) -> list[str]:
+    """Tensors that forward left in plain attributes."""
+    return [
+        f"{path}.{name}" if path else name
+        for store, path in attributes
+        for name, value in store.items()
+        if isinstance(value, torch.Tensor) and id(value) not in names
+    ]

@@ -1,0 +1,288 @@
+"""Run forward on fake tensors and write every call into torch down as an fx node."""
+
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
+from memopt.capture.fake_state import fake_of, fake_state
+from memopt.capture.side_effects import refusing_side_effects
+from memopt.capture.source import user_line
+from memopt.errors import CaptureError
+from memopt.ir import has_hooks
+
+_active = threading.local()
+_INSIDE_LEAF = object()
+"""In place of a recorder: modules run as usual, but their hooks must not see tensors without data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A recorded forward.
+
+    Attributes:
+        graph: one placeholder per tensor among the flattened inputs, one node per call into torch. `meta["val"]` of
+            a node is its fake result, `meta["source"]` the user's "file:line", `meta["hooked"]` of a module call
+            whether hooks, which were not run, may return something else.
+        output_spec: how to rebuild what forward returned from the graph's flat outputs.
+        order: the nodes as recorded, also after the graph was changed.
+    """
+
+    graph: fx.Graph
+    output_spec: pytree.TreeSpec
+    order: tuple[fx.Node, ...]
+
+
+def is_recording() -> bool:
+    """Whether this thread is inside `capture`."""
+    return getattr(_active, "depth", 0) > 0
+
+
+def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    """Record `forward(*args, **kwargs)` of `root`; no arithmetic is done and no state of the user changes.
+
+    Args:
+        root: the module that `forward` belongs to.
+        forward: the bound forward to run.
+        args, kwargs: its inputs. Tensors become placeholders; anything else is part of the recording.
+
+    Raises:
+        CaptureError: forward cannot be written as a graph; the message says why and where.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    mode = detect_fake_mode(leaves) or FakeTensorMode()
+    recorder = _Recorder(root)
+    with _inside_capture(), refusing_side_effects(root), fake_state(root, mode) as names, _recording(recorder):
+        recorder.state_names = names
+        fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
+        try:
+            with mode, recorder:
+                result = forward(*fake_args, **fake_kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CaptureError(
+                f"{recorder.last_source}: forward needs the value of a tensor ({error}). "
+                "Move that decision out of forward."
+            ) from error
+        except CaptureError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise CaptureError(f"{recorder.last_source}: forward fails on tensors without data ({what}).") from error
+        flat, output_spec = pytree.tree_flatten(result)
+        recorder.output(flat)
+    graph = recorder.finish()
+    return Captured(graph, output_spec, tuple(graph.nodes))
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every torch function called on the way and appends it to the graph."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.state_names: dict[int, str] = {}
+        self.paths = {id(module): path for path, module in root.named_modules()}
+        self.root = root
+        self.module_stack: list[str] = [""]
+        self.last_source = ""
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
+        self._context = _context()
+
+    def placeholder(self, tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+        fake = fake_of(tensor, mode)
+        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        self._bind(fake, node)
+        return fake
+
+    def output(self, flat: list[Any]) -> None:
+        self.graph.output(tuple(self._argument(leaf) for leaf in flat))
+
+    def finish(self) -> fx.Graph:
+        """The graph without the parts of tuples and the state that nobody read."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and (node.op == "get_attr" or node.target is operator.getitem):
+                self.graph.erase_node(node)
+        return self.graph
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        if name == "__get__":
+            if isinstance(result, torch.Tensor):
+                self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
+        elif name == "__set__":
+            raise CaptureError(f"{user_line()}: forward assigns to a tensor's attribute. Move it out of forward.")
+        elif has_tensor(result) or is_mutation(name, kwargs):
+            op, target = call_of(func, name)
+            self._record(op, target, args, kwargs, result)
+        return result
+
+    def call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that is not looked into: one `call_module` node."""
+        _active.recorder = _INSIDE_LEAF
+        try:
+            with torch._C.DisableTorchFunction(), _without_batch_counter(module):
+                result = module.forward(*args, **kwargs)
+        finally:
+            _active.recorder = self
+        node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
+        node.meta["hooked"] = has_hooks(module)
+        return result
+
+    def _record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> fx.Node:
+        self.last_source = user_line()
+        if _context() != self._context:
+            raise CaptureError(
+                f"{self.last_source}: forward switches gradients or autocast on or off. Apply memopt to the submodules "
+                "on either side instead."
+            )
+        node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
+        node.meta["source"] = self.last_source
+        node.meta["module"] = self.module_stack[-1]
+        self._bind(result, node)
+        return node
+
+    def _bind(self, result: Any, node: fx.Node) -> None:
+        node.meta["val"] = result
+        if isinstance(result, torch.Tensor):
+            self._nodes[id(result)] = node
+            self._alive.append(result)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if has_tensor(part):
+                    self._bind(part, self.graph.call_function(operator.getitem, (node, index)))
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._arguments(item) for key, item in value.items()}
+        if isinstance(value, tuple) and not hasattr(value, "_fields") and not isinstance(value, torch.Size):
+            return tuple(self._arguments(item) for item in value)
+        if isinstance(value, list):
+            return [self._arguments(item) for item in value]
+        if isinstance(value, torch.Size):
+            return tuple(value)
+        return self._argument(value)
+
+    def _argument(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            if has_tensor(value) or has_tensor(enclosed(value)):
+                raise CaptureError(f"{self.last_source}: a tensor inside a {type(value).__name__} cannot be recorded.")
+            return value
+        node = self._nodes.get(id(value))
+        if node is None:
+            name = self.state_names.get(id(value))
+            if name is None:
+                raise CaptureError(
+                    f"{self.last_source or 'forward'}: uses a tensor that is no input, parameter or buffer of the "
+                    "model. Register it as a buffer."
+                )
+            node = self.graph.create_node("get_attr", name)
+            self._bind(value, node)
+        return node
+
+
+@contextmanager
+def _without_batch_counter(module: nn.Module) -> Iterator[None]:
+    """With `momentum=None` a norm reads the value of its counter, which a fake tensor does not have.
+
+    Its result does not depend on it, and the counter belongs to the real forward alone.
+    """
+    if not isinstance(module, nn.modules.batchnorm._NormBase) or module.momentum is not None:
+        yield
+        return
+    counter = module._buffers["num_batches_tracked"]
+    module._buffers["num_batches_tracked"] = None
+    try:
+        yield
+    finally:
+        module._buffers["num_batches_tracked"] = counter
+
+
+def _context() -> tuple[Any, ...]:
+    devices = ("cpu", "cuda")
+    return (
+        torch.is_grad_enabled(),
+        *(torch.is_autocast_enabled(d) for d in devices),
+        *(torch.get_autocast_dtype(d) for d in devices),
+    )
+
+
+@contextmanager
+def _inside_capture() -> Iterator[None]:
+    _active.depth = getattr(_active, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _active.depth -= 1
+
+
+@contextmanager
+def _recording(recorder: _Recorder) -> Iterator[None]:
+    """Route this thread's module calls through `recorder`."""
+    outer = getattr(_active, "recorder", None)
+    _active.recorder = recorder
+    try:
+        with _module_calls_intercepted():
+            yield
+    finally:
+        _active.recorder = outer
+
+
+_interception_lock = threading.Lock()
+_interceptions = 0
+_plain_call = nn.Module.__call__
+
+
+@contextmanager
+def _module_calls_intercepted() -> Iterator[None]:
+    global _interceptions
+    with _interception_lock:
+        _interceptions += 1
+        nn.Module.__call__ = _call_module  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _interception_lock:
+            _interceptions -= 1
+            if not _interceptions:
+                nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
+
+
+def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    recorder: _Recorder | object | None = getattr(_active, "recorder", None)
+    if recorder is None:
+        return _plain_call(module, *args, **kwargs)
+    if not isinstance(recorder, _Recorder):
+        return module.forward(*args, **kwargs)
+    if id(module) not in recorder.paths:
+        raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
+    if _is_leaf(module):
+        return recorder.call_leaf(module, args, kwargs)
+    recorder.module_stack.append(recorder.paths[id(module)])
+    try:
+        return module.forward(*args, **kwargs)
+    finally:
+        recorder.module_stack.pop()
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Torch's own modules, and whatever has hooks that inlining would skip."""
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)) or has_hooks(module):
+        return True
+    home = type(module).__module__
+    return (home.startswith("torch.nn.") or home.startswith("torch._dynamo")) and not isinstance(module, nn.Sequential)

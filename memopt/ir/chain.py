@@ -1,0 +1,65 @@
+"""What was found in a model and what became of it: frozen values that find, plan and report share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """One chain of a model and what was done with it.
+
+    Attributes:
+        node: name of the chain's anchor (the concat, or the norm where a block's first layer has no concat).
+        module: dotted path of the module whose norm the chain runs through; "" where it is functional.
+        source: "file.py:line" of the user's code at the anchor; "" if unknown.
+        block: number of the dense block, counted from 1 in the order of execution; 0 when it belongs to none.
+        role: "layer" when the chain ends in a feature of the block, "exit" when it leaves it (a transition, the
+            final norm).
+        action: "rewritten" or "rejected".
+        level: recompute level used, "concat" or "layer"; None when rejected.
+        reason: why it was rejected; None when rewritten.
+    """
+
+    node: str
+    module: str
+    source: str
+    block: int
+    role: Literal["layer", "exit"]
+    action: Literal["rewritten", "rejected"]
+    level: Literal["concat", "layer"] | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What memopt did with a model, as `memopt.explain` returns it.
+
+    Attributes:
+        applied: `memopt.apply` is in force on the model.
+        captured: the forward has been recorded at least once (lazy `apply` records at the first training forward).
+        ran: the rewritten forward has run at least once.
+        chains: every chain found, in the order of execution, of the latest capture.
+        notes: anything else worth knowing, one sentence each (why capture failed, why nothing was rewritten…).
+    """
+
+    applied: bool
+    captured: bool
+    ran: bool
+    chains: tuple[ChainReport, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rewritten(self) -> tuple[ChainReport, ...]:
+        """Chains that run as recomputing segments."""
+        return tuple(chain for chain in self.chains if chain.action == "rewritten")
+
+    @property
+    def rejected(self) -> tuple[ChainReport, ...]:
+        """Chains that were left as they were, each with its reason."""
+        return tuple(chain for chain in self.chains if chain.action == "rejected")
+
+    def __str__(self) -> str:
+        lines = [f"memopt: {len(self.chains)} chains found, {len(self.rewritten)} rewritten"]
+        lines += [f"  rejected {c.node} ({c.source or c.module}): {c.reason}" for c in self.rejected]
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines)
