@@ -1,0 +1,228 @@
+"""The public calls. `_rewrite_forward` is the whole pipeline on one screen."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from memopt.capture import Captured, capture
+from memopt.config import Config
+from memopt.errors import CaptureError, EquivalenceError
+from memopt.find import Chain, Rejected, find_chains
+from memopt.ir import ChainReport, Explanation, Level
+from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
+from memopt.measure.compare import compare as measure_comparison
+from memopt.measure.equivalence import check_equivalence
+from memopt.plan import plan_region
+from memopt.rewrite import Region, install, installed, splice, uninstall
+from memopt.rewrite.dispatch import Rewriter, RewrittenForward
+from memopt.rewrite.regions import Group, draft_region, group_chains
+from memopt.runtime import take_blas_workspaces
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
+
+
+def apply(
+    model: ModuleT, example_inputs: tuple[Any, ...] | torch.Tensor | None = None, *, config: Config | None = None
+) -> ModuleT:
+    """Make a model train in memory linear in its depth. Returns the same object.
+
+    Only what `forward` does while gradients are recorded changes; parameters, buffers, state_dict, hooks, attributes
+    and `isinstance` stay. Calling it again changes the configuration; `memopt.remove` undoes it.
+
+    Args:
+        model: any module. `nn.DataParallel` and `DistributedDataParallel` are looked into.
+        example_inputs: positional inputs of forward. Given: the model is recorded, planned and (unless
+            `config.verify` is False) compared with the untouched model now, in its present mode. Not given: recorded
+            at the first forward that records gradients, from its real inputs.
+        config: what to do; `memopt.Config()` if None.
+
+    Raises:
+        CaptureError: `example_inputs` are given and forward cannot be recorded, or the model is of a kind that
+            cannot be rewritten (a ScriptModule, a compiled model); the message says what to do instead.
+        EquivalenceError: the rewritten model computes something else than the untouched one. The model is left as
+            it was.
+    """
+    target = _unwrapped(model)
+    config = config or Config()
+    remove(target)
+    rewriter = Rewriter(_builder(config))
+    _left_alone.pop(target, None)
+    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    if example_inputs is None:
+        return model
+    try:
+        _prepare_now(target, rewriter, _as_tuple(example_inputs), config)
+    except BaseException:
+        remove(target)
+        raise
+    return model
+
+
+def remove(model: ModuleT) -> ModuleT:
+    """Make a model exactly what it was before `memopt.apply`. Does nothing to a model that was never changed."""
+    for module in _unwrapped(model).modules():
+        if installed(module) is not None:
+            uninstall(module)
+    return model
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What was found in a model, what was done with each chain, and the reason wherever nothing was."""
+    target = _unwrapped(model)
+    rewriter = installed(target)
+    if not isinstance(rewriter, Rewriter):
+        note = "memopt.apply is not in force on this model."
+        return _left_alone.get(target, Explanation(False, False, False, (), (note,)))
+    if rewriter.latest is None:
+        note = "Nothing is recorded yet: the first forward that records gradients does it."
+        return Explanation(True, False, False, (), (note,))
+    known = rewriter.latest.explanation
+    notes = known.notes
+    if not rewriter.ran:
+        notes = (*notes, "The rewritten forward has not run yet.")
+    return Explanation(True, known.captured, rewriter.ran, known.chains, notes)
+
+
+def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> None:
+    """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
+    with torch.enable_grad():
+        rewritten = rewriter.prepare(target, _own_forward(target), inputs, {})
+    if rewritten.function is None:
+        remove(target)
+        _left_alone[target] = replace(rewritten.explanation, applied=False)
+    elif config.verify:
+        _verify(target, inputs, rewriter)
+
+
+def _own_forward(target: nn.Module) -> Callable[..., Any]:
+    """The forward of the user's class, beneath ours."""
+    user_class: Any = type(target).__bases__[0]
+    forward: Callable[..., Any] = user_class.forward
+    return forward
+
+
+def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> None:
+    """Train copies of both for a step on two samples and compare every bit.
+
+    Raises:
+        EquivalenceError: they differ; the message names the first tensor that does.
+    """
+    rewritten = copy.deepcopy(target)
+    naive = remove(copy.deepcopy(target))
+    try:
+        result = check_equivalence(naive, rewritten, [first_samples(inputs, CHECK_SAMPLES)], steps=1)
+    except torch.OutOfMemoryError:
+        rewriter.note("Not verified: the comparison with the untouched model did not fit in memory.")
+        return
+    if not result.passed:
+        raise EquivalenceError(
+            f"{type(target).__name__}: the rewritten model differs from the untouched one, first in "
+            f"{next(iter(result.differing), 'its outputs')}. The model is left as it was. Please report it."
+        )
+
+
+def compare(
+    make_model: Callable[[], nn.Module],
+    example_inputs: tuple[Any, ...] | torch.Tensor,
+    *,
+    config: Config | None = None,
+    device: torch.device | None = None,
+    amp: torch.dtype | None = None,
+    measure: bool = True,
+    on_stage: Callable[[str], object] = lambda name: None,
+) -> Comparison:
+    """Before and after as data: equivalence, predicted GPU memory, measured memory and time of a training step.
+
+    Args:
+        make_model: builds a fresh model on the CPU; called several times.
+        example_inputs: positional inputs of forward, on the CPU; the batch is the first dimension.
+        config: what to do; `memopt.Config()` if None.
+        device: where to check and measure; None for the GPU if torch has one, else the CPU.
+        amp: autocast dtype or None.
+        measure: run real training steps; False predicts only.
+        on_stage: told what is done next, in a few words.
+
+    Raises:
+        CaptureError: forward cannot be recorded.
+    """
+    chosen = replace(config or Config(), verify=False)  # the comparison is the verification
+    return measure_comparison(
+        make_model,
+        _as_tuple(example_inputs),
+        apply=lambda model, inputs: apply(model, inputs, config=chosen),
+        remove=remove,
+        explain=explain,
+        device=device,
+        amp=amp,
+        measure=measure,
+        on_stage=on_stage,
+    )
+
+
+def _as_tuple(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:
+    return (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = model.module
+        return inner
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("The model is a ScriptModule. Apply memopt to the Python module it was made from.")
+    if hasattr(model, "_orig_mod"):
+        raise CaptureError("The model is compiled already. Call memopt.apply first and torch.compile after it.")
+    return model
+
+
+def _builder(config: Config) -> Callable[..., RewrittenForward]:
+    level: Level = "concat" if config.recompute == "concat" else "layer"
+
+    def build(
+        model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> RewrittenForward:
+        return _rewrite_forward(model, plain, args, kwargs, level)
+
+    return build
+
+
+def _rewrite_forward(
+    model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], level: Level
+) -> RewrittenForward:
+    captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
+    found = find_chains(captured.graph, model)
+    groups, refused = group_chains(captured.graph, found)
+    explanation = _explain(captured, groups, [*found.rejected, *refused], level)
+    if not groups:
+        return RewrittenForward(None, None, explanation)
+    regions = [Region(group, plan_region(draft_region(group, found), level)) for group in groups]
+    spliced = splice(captured, found, regions)
+    take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
+    return RewrittenForward(spliced.function, captured.output_spec, explanation)
+
+
+def _explain(captured: Captured, groups: list[Group], rejected: list[Rejected], level: Level) -> Explanation:
+    reports = {c.norm: _report(c, c.role, "rewritten", level, None) for group in groups for c in group.chains}
+    reports |= {entry.norm: _report(entry, "layer", "rejected", None, entry.reason) for entry in rejected}
+    in_order = tuple(reports[node] for node in captured.order if node in reports)
+    notes = () if reports else ("No concat → norm → activation chain was found: nothing to rewrite.",)
+    return Explanation(True, True, False, in_order, notes)
+
+
+def _report(entry: Chain | Rejected, role: Any, action: Any, level: Level | None, reason: str | None) -> ChainReport:
+    return ChainReport(
+        node=entry.anchor.name,
+        module=str(entry.norm.target) if entry.norm.op == "call_module" else entry.norm.meta.get("module", ""),
+        source=entry.anchor.meta.get("source", ""),
+        block=entry.block,
+        role=role,
+        action=action,
+        level=level,
+        reason=reason,
+    )

@@ -1,0 +1,6 @@
+"""From chains to a module whose training forward runs them as regions, and back."""
+
+from memopt.rewrite.install import install, installed, uninstall
+from memopt.rewrite.splice import Region, Spliced, splice
+
+__all__ = ["Region", "Spliced", "install", "installed", "splice", "uninstall"]

@@ -1,0 +1,153 @@
+"""Which forward runs: decided at every call from the inputs and from the state of the modules."""
+
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
+from memopt.capture import is_recording
+from memopt.errors import CaptureError
+from memopt.ir import Explanation
+from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
+
+Plain = Callable[..., Any]
+
+CACHED_FORWARDS = 32
+"""Rewritten forwards kept for one module. The least recently used one goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenForward:
+    """A forward for one signature.
+
+    Attributes:
+        function: called with the live module and the input tensors; returns the flat outputs. None where nothing
+            was rewritten: the module's own forward runs.
+        output_spec: how to rebuild the result from the flat outputs.
+        explanation: what was found and done.
+    """
+
+    function: Callable[..., tuple[Any, ...]] | None
+    output_spec: pytree.TreeSpec | None
+    explanation: Explanation
+
+
+REFUSALS = 3
+"""Recordings that may fail for one reason before no other is tried."""
+
+Build = Callable[[nn.Module, Plain, tuple[Any, ...], dict[str, Any]], RewrittenForward]
+
+
+class Rewriter:
+    """Keeps one rewritten forward per signature of one module; builds it when it is first needed.
+
+    Args:
+        build: makes a rewritten forward for a module and its inputs; raises CaptureError where it cannot.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._cache: OrderedDict[Signature, RewrittenForward] = OrderedDict()
+        self._lock = threading.Lock()
+        self._refusals: Counter[str] = Counter()
+        self.latest: RewrittenForward | None = None
+        self.ran = False
+
+    def run(self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The rewritten forward where gradients are recorded and it can run; else the module's own."""
+        if not torch.is_grad_enabled() or _under_another_tool() or self._gave_up():
+            return plain(module, *args, **kwargs)
+        leaves, _ = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if not tensors or not all(type(t) in (torch.Tensor, nn.Parameter, FakeTensor) for t in tensors):
+            return plain(module, *args, **kwargs)
+        try:
+            rewritten = self.prepare(module, plain, args, kwargs)
+        except CaptureError as error:
+            refusal = str(error)
+        else:
+            if rewritten.function is None or rewritten.output_spec is None:
+                return plain(module, *args, **kwargs)
+            self.ran = True
+            return pytree.tree_unflatten(rewritten.function(module, *tensors), rewritten.output_spec)
+        key = _key(module, args, kwargs)
+        result = plain(module, *args, **kwargs)  # where this raises too, the fault is not the recording's
+        self._leave_alone(module, key, refusal)
+        return result
+
+    def _gave_up(self) -> bool:
+        """A forward that changes the module at every step has a new signature each time: do not record forever."""
+        return any(count >= REFUSALS for count in self._refusals.values())
+
+    def note(self, text: str) -> None:
+        """Add a sentence to what `explain` says."""
+        if self.latest is not None:
+            known = self.latest.explanation
+            self.latest = replace(self.latest, explanation=replace(known, notes=(*known.notes, text)))
+
+    def prepare(
+        self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> RewrittenForward:
+        """The rewritten forward for these inputs, from the cache or new.
+
+        Raises:
+            CaptureError: forward cannot be recorded.
+        """
+        key = _key(module, args, kwargs)
+        with self._lock:
+            found = self._cache.get(key)
+            if found is None:
+                found = self._new(module, plain, args, kwargs)
+            self._remember(key, found)
+        return found
+
+    def _remember(self, key: Signature, found: RewrittenForward) -> None:
+        self._cache[key] = found
+        self._cache.move_to_end(key)
+        if len(self._cache) > CACHED_FORWARDS:
+            self._cache.popitem(last=False)
+        self.latest = found
+
+    def _new(self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RewrittenForward:
+        def untouched(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+        # Building runs forward on fake tensors: what autograd saves then must not reach the hooks of a
+        # checkpoint or an offloader around this call, which count what they are given.
+        with torch.autograd.graph.saved_tensors_hooks(untouched, untouched):
+            return self._build(module, plain, args, kwargs)
+
+    def _leave_alone(self, module: nn.Module, key: Signature, reason: str) -> None:
+        """From now on the module's own forward, with a warning the first time that there is this reason for it."""
+        with self._lock:
+            self._remember(key, RewrittenForward(None, None, Explanation(True, False, False, (), (reason,))))
+            self._refusals[reason] += 1
+            first = self._refusals[reason] == 1
+        if first:
+            warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=2)
+
+
+def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    device = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
+    # Replicas of nn.DataParallel differ from their original in bookkeeping alone, but live on other devices.
+    return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
+
+
+def _under_another_tool() -> bool:
+    """Tools that must see the user's own forward: our recorder, torch.jit.trace, functorch, global module hooks."""
+    hooks = torch.nn.modules.module
+    return (
+        is_recording()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+        or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    )

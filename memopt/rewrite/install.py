@@ -1,0 +1,100 @@
+"""Swap in a generated subclass whose training forward is the rewritten one; take it out again.
+
+A bound method as instance attribute would not follow the module that it is called on (`nn.DataParallel` replicas
+would use the original's weights), so the class of the instance is replaced, as FSDP2 does. What memopt knows of the
+instance lives on that class: nothing enters the instance's `__dict__`, and replicas find it through their type.
+"""
+
+import copy
+import copyreg
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+
+class Dispatcher(Protocol):
+    """Decides at every call which forward runs."""
+
+    def run(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the rewritten forward of `module`, or `plain(module, *args, **kwargs)`."""
+        ...
+
+
+_MARK = "_memopt_dispatcher"
+
+
+def installed(module: nn.Module) -> Dispatcher | None:
+    """The dispatcher in force on a module, if any."""
+    return cast("Dispatcher | None", getattr(type(module), _MARK, None))
+
+
+def install(module: nn.Module, dispatcher: Dispatcher, reapply: Callable[[nn.Module], nn.Module]) -> None:
+    """Make `dispatcher` decide about the forward of `module`; `reapply` is called on deep copies of it."""
+    base = type(module)
+    module.__class__ = _subclass(base, dispatcher, reapply)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Take our class out of the module's current bases, which others may have extended since."""
+    current = type(module)
+    if _MARK in vars(current):
+        module.__class__ = current.__bases__[0]
+        return
+    bases = tuple(b.__bases__[0] if _MARK in vars(b) else b for b in current.__bases__)
+    namespace = {k: v for k, v in vars(current).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(current.__name__, bases, namespace)
+
+
+def _subclass(
+    base: type[nn.Module], dispatcher: Dispatcher, reapply: Callable[[nn.Module], nn.Module]
+) -> type[nn.Module]:
+    plain = base.forward
+    # Dynamo must not look inside: its partitioner would save the concats again and undo the saving.
+    run = torch.compiler.disable(dispatcher.run)  # type: ignore[no-untyped-call]
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return plain(self, *args, **kwargs)
+        return run(self, plain, args, kwargs)
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        """Pickles name the user's class: they load where memopt is absent."""
+        reduced = base.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str):
+            return reduced
+        function, arguments, *rest = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle insists that this one makes the object's own class
+            function, arguments = object.__new__, arguments[:1]
+        return (function, tuple(base if a is subclass else a for a in arguments), *rest)
+
+    def deep_copy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        function, arguments, *rest = reduce_ex(self, 4)
+        duplicate: nn.Module = function(*arguments)
+        memo[id(self)] = duplicate
+        state = copy.deepcopy(rest[0] if rest else None, memo)
+        if hasattr(duplicate, "__setstate__"):
+            duplicate.__setstate__(state)  # type: ignore[no-untyped-call]
+        return reapply(duplicate)
+
+    def prepare_scriptable(self: nn.Module) -> nn.Module:
+        """torch.jit.script compiles the user's own forward."""
+        duplicate = base.__new__(base)
+        duplicate.__dict__ = self.__dict__
+        return duplicate
+
+    namespace = {
+        "forward": forward,
+        "__reduce_ex__": reduce_ex,
+        "__deepcopy__": deep_copy,
+        "__prepare_scriptable__": prepare_scriptable,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        _MARK: dispatcher,
+    }
+    subclass = cast("type[nn.Module]", type(base.__name__, (base,), namespace))
+    return subclass

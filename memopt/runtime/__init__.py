@@ -1,0 +1,6 @@
+"""What runs in place of a region: forward, recompute and backward by eager's own kernels."""
+
+from memopt.runtime.region import region_callable
+from memopt.runtime.workspaces import take_blas_workspaces
+
+__all__ = ["region_callable", "take_blas_workspaces"]

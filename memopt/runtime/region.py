@@ -1,0 +1,308 @@
+"""Running a region: one autograd function for a whole run of chains.
+
+Note: [Why one function for a block]
+A dense block's features are read by every later layer. As one function the block can (1) sum the gradients of its
+features itself, in place, in eager's order, in one buffer of the size of the features, where autograd's engine would
+hold a full-size tensor per contribution; (2) own its scratch: buffers live from the start of a forward (or backward)
+call to its end, so nothing is retained between steps and no other call, model, thread or stream can see them.
+
+Note: [Order of summation]
+Autograd's engine runs nodes in the reverse order of their creation, so a value's gradient is the left fold of its
+readers' contributions, latest reader first. Backward here walks the steps in the same order and adds in the same
+association, at every concat, nested or not: sums are bit-identical for any graph of concats. A value that is also
+read after the region is handed through the region (`passed_through`), so that the later readers come first here too.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C import _functions as _autograd_functions
+
+from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step
+from memopt.runtime.gradients import GradientSums
+from memopt.runtime.memory_format import concat_format, dense_strides, suggested_format
+from memopt.runtime.ops import Bound, Operation, bind
+
+Tensors = tuple[torch.Tensor, ...]
+
+_DOUBLE_BACKWARD = (
+    "memopt: the gradient of a rewritten dense block was differentiated again. Double backward is not supported; "
+    "call memopt.remove(model) before computing higher-order gradients."
+)
+
+
+def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
+    """The function that generated code calls in place of the region's nodes.
+
+    It takes the region's input tensors and, for each step that has any, its operands (a live module, or the tensors
+    of a function call), and returns the region's outputs followed by its passed-through inputs.
+    """
+    schedule = _Schedule(plan)
+
+    def run(inputs: Tensors, operands: tuple[tuple[Any, ...], ...]) -> Tensors:
+        bound = [
+            None if step.op.kind is Kind.CONCAT else bind(step.op, given)
+            for step, given in zip(plan.steps, operands, strict=True)
+        ]
+        call = _Call(schedule, bound)
+        results: Tensors = _Region.apply(call, *inputs, *call.parameters)  # type: ignore[no-untyped-call]
+        return results
+
+    run.__name__ = run.__qualname__ = name
+    return run
+
+
+class _Schedule:
+    """A plan with what is looked up at every call computed once."""
+
+    def __init__(self, plan: RegionPlan) -> None:
+        self.plan = plan
+        self.kept = frozenset(plan.kept)
+        self.concat_of = {s.output: s for s in plan.steps if s.op.kind is Kind.CONCAT}
+
+
+class _Call:
+    """One forward of a region: its bound operations and where each one's parameters and stash are saved."""
+
+    def __init__(self, schedule: _Schedule, bound: list[Bound | None]) -> None:
+        self.schedule = schedule
+        self.bound: list[Bound | None] = bound
+        self.ops: list[Operation | None] = [None if b is None else b.op for b in bound]
+        self.parameters, self.parameter_index = _arguments(bound)
+        self.stash_span: dict[int, slice] = {}
+        self.requires_grad: set[int] = set()
+        self.dtypes: dict[int, torch.dtype] = {}
+
+
+def _arguments(bound: list[Bound | None]) -> tuple[Tensors, list[tuple[int | None, ...]]]:
+    """Every use of a parameter as an argument of its own, and where each step finds its own.
+
+    The latest use comes first: the engine adds the gradients of a parameter that is used several times, here and
+    elsewhere, in the order in which they are handed to it, and this is eager's.
+    """
+    parameters: list[torch.Tensor] = []
+    index: list[tuple[int | None, ...]] = []
+    for binding in reversed(bound):
+        places: list[int | None] = []
+        for tensor in () if binding is None else binding.params:
+            places.append(None if tensor is None else len(parameters))
+            parameters += () if tensor is None else (tensor,)
+        index.append(tuple(places))
+    return tuple(parameters), index[::-1]
+
+
+class _Region(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: torch.Tensor) -> Tensors:
+        plan = call.schedule.plan
+        inputs, parameters = tensors[: plan.input_count], tensors[plan.input_count :]
+        values: dict[int, torch.Tensor] = dict(enumerate(inputs))
+        _propagate_requires_grad(call, ctx.needs_input_grad[1:])
+        saved: list[torch.Tensor] = []
+        _run_forward(call, parameters, values, saved)
+        call.bound = []
+        kept = [values[number] for number in plan.kept]
+        ctx.save_for_backward(*kept, *parameters, *saved)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        outputs = [values[number] for number in plan.outputs] + [
+            inputs[n].view_as(inputs[n]) for n in plan.passed_through
+        ]
+        numbers = (*plan.outputs, *plan.passed_through)
+        frozen = [t for t, n in zip(outputs, numbers, strict=True) if n not in call.requires_grad]
+        ctx.mark_non_differentiable(*frozen)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        with torch.no_grad(), torch.autocast(_device_type(grad_outputs), enabled=False):
+            gradients = _run_backward(ctx, grad_outputs)
+        if torch.is_grad_enabled():  # create_graph=True: fail only if these gradients are differentiated
+            present = [g for g in gradients if g is not None]
+            guarded = iter(_delayed_error(present))
+            gradients = tuple(None if g is None else next(guarded) for g in gradients)
+        return (None, *gradients)
+
+
+def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tensor], saved: list[torch.Tensor]) -> None:
+    schedule = call.schedule
+    scratch = _scratch(schedule.plan.forward_lanes_bytes, values)
+    _count_batches(call.bound)
+    call.dtypes = {number: value.dtype for number, value in values.items()}
+    for instruction in schedule.plan.forward:
+        number = instruction.step
+        step, op = schedule.plan.steps[number], call.ops[number]
+        if op is None:
+            values[step.output] = _concat(step, values, instruction.slot, scratch)
+        else:
+            _count_own_batch(call.bound[number])
+            x = values[step.inputs[0]]
+            out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
+            y, stash = op.forward(x, _parameters_of(call, number, parameters), out)
+            values[step.output] = y
+            call.stash_span[number] = slice(len(saved), len(saved) + len(stash))
+            saved.extend(stash)
+        call.dtypes[step.output] = values[step.output].dtype
+        for dead in instruction.free:
+            del values[dead]
+
+
+def _count_batches(bound: list[Bound | None]) -> None:
+    """Advance the norms' batch counters, in one kernel instead of one a norm."""
+    counters = [b.counter for b in bound if b is not None and b.counter is not None and b.after_count is None]
+    once = {id(counter): counter for counter in counters}
+    if once:
+        torch._foreach_add_(list(once.values()), 1)
+    for counter in counters:  # a norm that runs at several places counts each time
+        if once.pop(id(counter), None) is None:
+            counter.add_(1)
+
+
+def _count_own_batch(binding: Bound | None) -> None:
+    """Advance a counter that the operation itself depends on (`momentum=None`)."""
+    if binding is not None and binding.counter is not None and binding.after_count is not None:
+        binding.counter.add_(1)
+        binding.after_count()
+
+
+def _run_backward(ctx: Any, grad_outputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+    call: _Call = ctx.call
+    plan = call.schedule.plan
+    saved: Tensors = ctx.saved_tensors
+    kept_count, parameter_count = len(plan.kept), len(call.parameters)
+    values = dict(zip(plan.kept, saved[:kept_count], strict=True))
+    parameters = saved[kept_count : kept_count + parameter_count]
+    stashes = saved[kept_count + parameter_count :]
+    sums = GradientSums(call.dtypes)
+    for number, grad in zip((*plan.outputs, *plan.passed_through), grad_outputs, strict=True):
+        if grad is not None:
+            sums.add(number, grad, owned=False)
+    parameter_grads: list[torch.Tensor | None] = [None] * parameter_count
+    scratch = _scratch(plan.backward_lanes_bytes, dict(enumerate(saved)))
+    for instruction in plan.backward:
+        step, op = plan.steps[instruction.step], call.ops[instruction.step]
+        if isinstance(instruction, Compute):
+            _recompute(call, instruction, values, parameters, stashes, scratch)
+        elif step.output in call.requires_grad and (total := sums.take(step.output)) is not None:
+            if op is None:
+                sums.split(*total, step.inputs, step.widths, call.requires_grad)
+            else:
+                _differentiate(call, instruction, total, values, parameters, stashes, sums, parameter_grads)
+        for dead in instruction.free:
+            values.pop(dead, None)
+    wanted = ctx.needs_input_grad[1 : 1 + plan.input_count]
+    input_grads = tuple(sums.compact(n) if need else None for n, need in enumerate(wanted))
+    return (*input_grads, *parameter_grads)
+
+
+def _recompute(
+    call: _Call,
+    instruction: Compute,
+    values: dict[int, torch.Tensor],
+    parameters: Tensors,
+    stashes: Tensors,
+    scratch: Tensors,
+) -> None:
+    number = instruction.step
+    step, op = call.schedule.plan.steps[number], call.ops[number]
+    if op is None:
+        values[step.output] = _concat(step, values, instruction.slot, scratch)
+        return
+    x = values[step.inputs[0]]
+    out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
+    stash = stashes[call.stash_span[number]]
+    values[step.output] = op.recompute(x, _parameters_of(call, number, parameters), stash, out)
+
+
+def _differentiate(
+    call: _Call,
+    instruction: Gradient,
+    total: tuple[torch.Tensor, bool],
+    values: dict[int, torch.Tensor],
+    parameters: Tensors,
+    stashes: Tensors,
+    sums: GradientSums,
+    parameter_grads: list[torch.Tensor | None],
+) -> None:
+    number = instruction.step
+    step, op = call.schedule.plan.steps[number], call.ops[number]
+    assert op is not None
+    places = call.parameter_index[number]
+    needs = (
+        step.inputs[0] in call.requires_grad,
+        *(p is not None and ~p in call.requires_grad for p in places),
+    )
+    grad, owned = total
+    x_grad, *own = op.backward(
+        grad,
+        values.get(step.inputs[0]),
+        values.get(step.output),
+        _parameters_of(call, number, parameters),
+        stashes[call.stash_span[number]],
+        needs,
+        owned,
+    )
+    if x_grad is not None and needs[0]:
+        sums.add(step.inputs[0], x_grad, owned=owned if x_grad is grad else _is_fresh(x_grad, grad))
+    for place, gradient in zip(places, own, strict=True):
+        if place is not None and gradient is not None:
+            parameter_grads[place] = gradient
+
+
+def _concat(step: Step, values: dict[int, torch.Tensor], slot: Slot | None, scratch: Tensors) -> torch.Tensor:
+    parts = [values[n] for n in step.leaves]
+    dtype = parts[0].dtype
+    for part in parts:
+        if part.dtype != dtype:
+            dtype = torch.promote_types(dtype, part.dtype)
+    out = None if slot is None else _view(scratch, slot, dtype, concat_format(parts))
+    return torch.cat(parts, 1) if out is None else torch.cat(parts, 1, out=out)
+
+
+def _is_fresh(result: torch.Tensor, grad: torch.Tensor) -> bool:
+    """Whether nobody else can hold the memory of `result`, an operation's gradient made from `grad`."""
+    return not result._is_view() and result.untyped_storage()._cdata != grad.untyped_storage()._cdata
+
+
+def _propagate_requires_grad(call: _Call, needs: tuple[bool, ...]) -> None:
+    """Which values have a gradient. Parameter p is written ~p (negative), beside the values' numbers."""
+    plan = call.schedule.plan
+    requires = {n for n in range(plan.input_count) if needs[n]}
+    requires |= {~p for p in range(len(call.parameters)) if needs[plan.input_count + p]}
+    for number, step in enumerate(plan.steps):
+        places = call.parameter_index[number]
+        if any(n in requires for n in step.inputs) or any(p is not None and ~p in requires for p in places):
+            requires.add(step.output)
+    call.requires_grad = requires
+
+
+def _parameters_of(call: _Call, number: int, parameters: Tensors) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if p is None else parameters[p] for p in call.parameter_index[number])
+
+
+def _scratch(lanes_bytes: tuple[int, ...], values: dict[int, torch.Tensor]) -> Tensors:
+    """Buffers for this call alone, sized for their largest moment: growing concats would fragment the allocator."""
+    device = next(iter(values.values())).device
+    return tuple(torch.empty(size, dtype=torch.uint8, device=device) for size in lanes_bytes)
+
+
+def _view(
+    scratch: Tensors, slot: Slot | None, dtype: torch.dtype, memory_format: torch.memory_format
+) -> torch.Tensor | None:
+    if slot is None:
+        return None
+    count = math.prod(slot.size)
+    flat = scratch[slot.lane].narrow(0, 0, count * dtype.itemsize).view(dtype)
+    return flat.as_strided(slot.size, dense_strides(slot.size, memory_format))
+
+
+def _device_type(tensors: tuple[torch.Tensor | None, ...]) -> str:
+    return next((t.device.type for t in tensors if t is not None), "cpu")
+
+
+def _delayed_error(tensors: list[torch.Tensor]) -> Tensors:
+    fail = _autograd_functions.DelayedError(_DOUBLE_BACKWARD.encode(), len(tensors))
+    result: Any = fail(*[t.detach().requires_grad_() for t in tensors])
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)

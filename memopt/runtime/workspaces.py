@@ -1,0 +1,18 @@
+"""Let cuBLAS take its workspaces before scratch is laid out.
+
+cuBLAS takes one workspace (tens of MiB) per thread and stream at its first call and keeps it. Taken in the middle of
+the first step, it lands inside a block that scratch has just given back, and the next step's scratch no longer fits
+there: the device loses that block for good.
+"""
+
+import torch
+
+
+def take_blas_workspaces(device: torch.device) -> None:
+    """Make forward's and backward's thread call cuBLAS once on the current stream of a CUDA device."""
+    under_a_mode = torch._C._len_torch_dispatch_stack() > 0  # fake tensors, say: nothing real to prepare
+    if device.type != "cuda" or under_a_mode or torch.cuda.is_current_stream_capturing():
+        return
+    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+        x = torch.ones(2, 2, device=device, requires_grad=True)
+        torch.autograd.backward((x @ x).sum())
