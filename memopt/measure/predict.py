@@ -1,0 +1,132 @@
+"""Memory of a training step on a GPU, found without one by a step on fake CPU tensors."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from memopt.measure.memory import StepFigures, leave, observe_step
+from memopt.measure.step import Inputs, MakeModel, ModelFunction, TrainingStep, seeded
+from memopt.measure.target import GPU, Target
+from memopt.measure.tracker import StorageTracker
+
+
+class PredictionError(Exception):
+    """The step could not be run on fake tensors."""
+
+
+def predict_step(
+    make_model: MakeModel,
+    inputs: Inputs,
+    target: Target = GPU,
+    *,
+    amp: torch.dtype | None = None,
+    apply: ModelFunction = leave,
+    remove: ModelFunction = leave,
+) -> StepFigures:
+    """Predict the memory of one training step on `target`, computing nothing, on any machine.
+
+    The operators are those that torch runs on a CPU, except where `target` is known to choose another that
+    saves other bytes (dropout). CUDA's autocast is approximated by the CPU's of the same dtype, whose list of
+    operators that stay in float32 differs in places (3-D pooling).
+
+    Args:
+        make_model: builds a fresh model on the CPU; its parameters and buffers are replaced by fake ones.
+        inputs: positional arguments of `forward`; of tensors only shapes, strides, dtypes and `requires_grad`
+            are read, so "meta" tensors do.
+        target: the machine predicted for, as data.
+        amp: autocast dtype or None.
+        apply: called on the model once it is fake; memopt's apply for a prediction "after".
+        remove: takes memopt off the model, to see what that frees.
+
+    Returns:
+        Figures in bytes; `peak_reserved_bytes` and `step_seconds` are None.
+
+    Raises:
+        PredictionError: the forward needs the values of a tensor, or an operator that has no fake
+            implementation.
+    """
+    # Tensors that are neither parameter, buffer nor input (constants in the user's file) become fake when
+    # met.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tracker = StorageTracker(target.rounding_bytes, mode)
+    with seeded(0, torch.device("cpu")), ExitStack() as stack:
+        model = make_fake(make_model(), mode)
+        tracker.track(model)
+        for context in (mode, _operators_of(target), tracker):
+            stack.enter_context(context)
+        try:
+            step = TrainingStep(apply(model), _fake_like(inputs), amp)
+            # The optimiser's state appears in the first step, and so do memopt's plans.
+            step.run()
+            figures = observe_step(step, tracker, remove)
+        except Exception as error:
+            raise PredictionError(
+                f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
+                f"{target.name} memory cannot be predicted. Measure it there instead."
+            ) from error
+    assert figures.peak_allocated_bytes is not None
+    return replace(figures, peak_allocated_bytes=figures.peak_allocated_bytes + target.workspace_bytes)
+
+
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The same module object with its parameters and buffers made fake; what was shared stays shared."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = mode.from_tensor(tensor, static_shapes=True)  # type: ignore[assignment]
+    return model
+
+
+def _fake_like(inputs: Inputs) -> Inputs:
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(
+            tensor.shape,
+            tensor.stride(),
+            dtype=tensor.dtype,
+            requires_grad=tensor.requires_grad,
+            device="cpu",
+        )
+
+    made: Inputs = tree_map_only(torch.Tensor, fake, inputs)
+    return made
+
+
+class _CudaOperators(TorchFunctionMode):
+    """Takes the operator that torch takes on CUDA where it saves other bytes than the CPU's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        replacement = _CUDA_CHOICES.get(func)
+        # Only on the fake tensors themselves: a tracer's proxies must record what the user wrote.
+        if replacement is not None and args and isinstance(args[0], FakeTensor):
+            return replacement(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _cuda_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Saves one byte an element (a bool mask) where the CPU's saves the scaled noise in the input's dtype."""
+    if inplace or not training or not 0.0 < p < 1.0:
+        return F.dropout(input, p, training, inplace)
+    return torch.native_dropout(input, p, training)[0]
+
+
+_CUDA_CHOICES: dict[Any, Callable[..., torch.Tensor]] = {F.dropout: _cuda_dropout}
+
+
+def _operators_of(target: Target) -> ExitStack | TorchFunctionMode:
+    return _CudaOperators() if target.device_type == "cuda" else ExitStack()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
