@@ -1,0 +1,90 @@
+"""From the options to what a command needs: a model that can be made, inputs it takes, where and how."""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import memopt
+from memopt.measure.step import autocast, seeded
+
+from .errors import CommandError, describe
+from .inputs import make_inputs
+from .options import AMP_DTYPES, DTYPES
+from .target import Target, load_target, parse_arguments
+
+# Samples fed to the model to see whether it takes the shape.
+PROBE_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model and what to run it with.
+
+    Attributes:
+        target: what the user named.
+        inputs: positional arguments of forward, on the CPU.
+        device: where to run.
+        dtype: of model and inputs.
+        amp: autocast dtype or None.
+        config: how to apply memopt.
+    """
+
+    target: Target
+    inputs: tuple[torch.Tensor, ...]
+    device: torch.device
+    dtype: torch.dtype
+    amp: torch.dtype | None
+    config: memopt.Config
+
+    def make_model(self) -> nn.Module:
+        """A fresh model on the CPU in the job's dtype."""
+        return self.target.make().to(self.dtype)
+
+
+def make_job(options: argparse.Namespace) -> Job:
+    """Check everything the user gave, in the order of what it costs.
+
+    Raises:
+        CommandError: something cannot be used.
+        ConfigError: `--numerics` or `--recompute` asks for what there is not.
+    """
+    config = memopt.Config(numerics=options.numerics, recompute=options.recompute, verify=False)
+    device = _device(options.device)
+    if options.amp and options.dtype != "fp32":
+        raise CommandError(f"--amp casts an fp32 model, not --dtype {options.dtype}. Leave one of them out.")
+    dtype = DTYPES[options.dtype]
+    target = load_target(options.target, parse_arguments(options.arg))
+    model = target.make().to(dtype)
+    if next(model.parameters(), None) is None:
+        raise CommandError(f"{target.text} has no parameters, so there is nothing to train. Name a model that has.")
+    inputs = make_inputs(model, options.input, options.batch_size, dtype, device.type)
+    job = Job(target, inputs, device, dtype, AMP_DTYPES.get(options.amp), config)
+    _probe(job, model)
+    return job
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError(
+            f"--device cuda: torch {torch.__version__} sees no CUDA device here. Use --device cpu, or "
+            "install a torch built for CUDA on a machine that has one."
+        )
+    on_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+
+
+def _probe(job: Job, model: nn.Module) -> None:
+    samples = [tensor[:PROBE_SAMPLES].to(job.device) for tensor in job.inputs]
+    model = model.to(job.device)
+    try:
+        with seeded(0, job.device), torch.no_grad(), autocast(model, job.amp):
+            model(*samples)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, sample.shape)) for sample in samples)
+        dtype = str(job.dtype).removeprefix("torch.")
+        raise CommandError(
+            f"{job.target.name} refuses {dtype} input of shape {shapes}: {describe(error, job.target.file)}. "
+            "Give the shape it takes with --input."
+        ) from error

@@ -1,0 +1,109 @@
+"""The command `memopt`: parse, run, print, exit status."""
+
+import argparse
+import contextlib
+import io
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+import memopt
+from memopt.measure import Comparison, StepError
+from memopt.measure.memory import is_out_of_memory
+from memopt.measure.step import autocast, on_device
+from memopt.report import (
+    comparison_document,
+    equivalence_line,
+    print_comparison,
+    print_explanation,
+    stage_display,
+)
+
+from .errors import CommandError, describe
+from .job import make_job
+from .options import build_parser
+from .output import STDOUT, require_writable, write_document
+
+DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None for the process's own.
+
+    Returns:
+        0 done, 1 the rewritten model is not equivalent, 2 the target or an option cannot be used.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    _never_fail_to_encode(sys.stdout, sys.stderr)
+    try:
+        options = build_parser().parse_args(arguments)
+        return _optimize(options) if options.command == "optimize" else _explain(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc(file=sys.stderr)
+        print(f"memopt: {_line(error)}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _optimize(options: argparse.Namespace) -> int:
+    stdout = sys.stdout
+    if options.json is not None:
+        require_writable(options.json)
+    # Whatever the user's file prints must not end up in the document.
+    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
+    with alone, stage_display(sys.stderr, quiet=options.quiet) as on_stage:
+        comparison = _comparison(options, on_stage)
+    if options.json is not None:
+        write_document(comparison_document(comparison, options.target), options.json, stdout)
+    if options.json != STDOUT and not options.quiet:
+        print_comparison(comparison, options.target, stdout)
+    elif not comparison.equivalence.passed:
+        print(f"memopt: {equivalence_line(comparison.equivalence)}", file=sys.stderr)
+    return DONE if comparison.equivalence.passed else NOT_EQUIVALENT
+
+
+def _comparison(options: argparse.Namespace, on_stage: Callable[[str], None]) -> Comparison:
+    on_stage("loading the model")
+    job = make_job(options)
+    return memopt.compare(
+        job.make_model,
+        job.inputs,
+        config=job.config,
+        device=job.device,
+        amp=job.amp,
+        measure=options.report,
+        on_stage=on_stage,
+    )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    with stage_display(sys.stderr) as on_stage:
+        on_stage("loading the model")
+        job = make_job(options)
+        on_stage("looking for chains")
+        model = job.make_model().to(job.device)
+        with autocast(model, job.amp):
+            memopt.apply(model, on_device(job.inputs, job.device), config=job.config)
+    print_explanation(memopt.explain(model), options.target, sys.stdout)
+    return DONE
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, CommandError | StepError | memopt.MemoptError):
+        return " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return "There is not enough memory even for a few samples. Choose a smaller --input or another --device."
+    return f"{describe(error)}. Run again with --debug for the traceback; report it if the model trains without memopt."
+
+
+def _never_fail_to_encode(*streams: TextIO) -> None:
+    """Where a stream cannot encode a character (a dash, a rule), print a substitute instead of failing."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,81 @@
+"""What the command line may say."""
+
+import argparse
+from typing import Any, NoReturn, get_args
+
+import torch
+
+import memopt
+from memopt.config import Numerics, Recompute
+
+from .errors import CommandError
+from .inputs import DEFAULTS
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+TARGET_HELP = "path/to/file.py:Name or package.module:Name; Name is a class, a factory or a module instance"
+EXIT_STATUS = "Exit status: 0 done, 1 the rewritten model is not equivalent, 2 TARGET or an option cannot be used."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as every other bad input is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `memopt`; the namespace's `command` is "optimize" or "explain"."""
+    parser = _Parser(prog="memopt", description="Train any naive DenseNet in memory linear in its depth.")
+    parser.add_argument("--version", action="version", version=f"memopt {memopt.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    optimize = _command(commands, "optimize", "apply memopt to a model and show what that saves")
+    optimize.add_argument(
+        "--report",
+        action="store_true",
+        help="run and measure real training steps too (without: equivalence and predicted GPU memory)",
+    )
+    optimize.add_argument("--json", metavar="FILE", help="write the report as JSON; - writes it to stdout, alone")
+    optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
+    _command(commands, "explain", "show which chains are found in a model and why the rest is left alone")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[:1].upper()}{summary[1:]}.",
+        epilog=f"{DEFAULTS} {EXIT_STATUS}",
+    )
+    parser.add_argument("target", metavar="TARGET", help=TARGET_HELP)
+    parser.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the class or factory, a Python value or else a string; repeatable",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE",
+        help="shape of the input, 64x3x32x32; repeat for a forward with several arguments",
+    )
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="batch of the inferred input")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of model and input; default: %(default)s")
+    parser.add_argument("--amp", choices=AMP_DTYPES, help="run under autocast in this dtype; weights stay fp32")
+    parser.add_argument("--numerics", choices=get_args(Numerics), default="auto", help="default: %(default)s")
+    parser.add_argument("--recompute", choices=get_args(Recompute), default="auto", help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number

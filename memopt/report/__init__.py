@@ -1,0 +1,28 @@
+"""What is shown of a comparison: rows and JSON as plain data, and rendering (the only importer of rich)."""
+
+from memopt.report.document import comparison_document
+from memopt.report.progress import stage_display
+from memopt.report.rows import (
+    BlockRow,
+    FigureRow,
+    RejectionRow,
+    block_rows,
+    equivalence_line,
+    figure_rows,
+    rejection_rows,
+)
+from memopt.report.table import print_comparison, print_explanation
+
+__all__ = [
+    "BlockRow",
+    "FigureRow",
+    "RejectionRow",
+    "block_rows",
+    "comparison_document",
+    "equivalence_line",
+    "figure_rows",
+    "print_comparison",
+    "print_explanation",
+    "rejection_rows",
+    "stage_display",
+]

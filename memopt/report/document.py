@@ -1,0 +1,70 @@
+"""The report as a JSON document, for programs."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from memopt.ir import ChainReport
+from memopt.measure import Comparison, Equivalence, StepFigures
+from memopt.report.rows import block_rows
+
+SCHEMA = 1
+
+
+def comparison_document(comparison: Comparison, target: str | None = None) -> dict[str, Any]:
+    """What `memopt optimize --json` writes. Sizes in bytes, times in seconds, None where there is no figure.
+
+    Args:
+        comparison: from `memopt.compare`.
+        target: what was compared, as the user named it.
+    """
+    shapes = [list(shape) for shape in comparison.input_shapes]
+    return {
+        "schema": SCHEMA,
+        "target": target,
+        "device": comparison.device,
+        "device_name": comparison.device_name,
+        "input_shape": shapes[0] if shapes else None,
+        "input_shapes": shapes,
+        "dtype": _dtype_name(comparison.dtype),
+        "amp": None if comparison.amp is None else _dtype_name(comparison.amp),
+        "chains": _chains(comparison.explanation.chains),
+        "before": _figures(comparison.before, "measured"),
+        "after": _figures(comparison.after, "measured"),
+        "predicted": {
+            "target": comparison.target.name,
+            "before": _figures(comparison.predicted_before, "predicted"),
+            "after": _figures(comparison.predicted_after, "predicted"),
+        },
+        "equivalence": _equivalence(comparison.equivalence),
+        "notes": [*comparison.explanation.notes, *comparison.notes],
+    }
+
+
+def _chains(chains: tuple[ChainReport, ...]) -> dict[str, Any]:
+    rejected = [chain for chain in chains if chain.action == "rejected"]
+    return {
+        "found": len(chains),
+        "rewritten": len(chains) - len(rejected),
+        "rejected": [
+            {"node": chain.node, "reason": chain.reason, "module": chain.module, "source": chain.source}
+            for chain in rejected
+        ],
+        "blocks": [asdict(row) for row in block_rows(chains)],
+    }
+
+
+def _figures(figures: StepFigures | None, source: str) -> dict[str, Any]:
+    return {"source": None if figures is None else source, **asdict(figures or StepFigures())}
+
+
+def _equivalence(equivalence: Equivalence) -> dict[str, Any]:
+    document = asdict(equivalence)
+    if not math.isfinite(equivalence.max_gradient_error):
+        # JSON has no infinity.
+        document["max_gradient_error"] = None
+    return document
+
+
+def _dtype_name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,192 @@
+"""The report's rows as text, before anything decides how they look. Units are converted here only."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memopt.ir import ChainReport
+from memopt.measure import Equivalence, StepFigures
+
+MIB = 2**20
+NOTHING = "—"
+OUT_OF_MEMORY = "out of memory"
+
+# Names shown of a longer list; the JSON document has them all.
+NAMES_SHOWN = 3
+
+# How each figure is called; the order is that of the report.
+_FIGURES = {
+    "activation_peak_bytes": "activation peak",
+    "saved_bytes": "saved for backward",
+    "retained_bytes": "kept between steps",
+    "peak_allocated_bytes": "peak allocated",
+    "peak_reserved_bytes": "peak reserved",
+    "step_seconds": "step time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FigureRow:
+    """One figure before and after, as text.
+
+    Attributes:
+        figure: what it is.
+        before: with its unit, "out of memory", or an em dash where there is none.
+        after: the same.
+        ratio: after / before, "0.150 ×"; an em dash where one of them is missing or before is zero.
+    """
+
+    figure: str
+    before: str
+    after: str
+    ratio: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """The chains of one dense block.
+
+    Attributes:
+        block: its number in the order of execution, from 1; 0 collects the chains of no block.
+        layers: chains that end in a feature of the block.
+        layers_rewritten: of these, how many recompute.
+        exits: chains that leave the block (a transition, the final norm).
+        exits_rewritten: of these, how many recompute.
+        levels: recompute levels used, sorted.
+    """
+
+    block: int
+    layers: int
+    layers_rewritten: int
+    exits: int
+    exits_rewritten: int
+    levels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionRow:
+    """A reason for which chains were left alone.
+
+    Attributes:
+        reason: as it was given.
+        count: chains left for it.
+        places: the first of them, "node (file.py:line)", and how many more.
+    """
+
+    reason: str
+    count: int
+    places: str
+
+
+def figure_rows(before: StepFigures | None, after: StepFigures | None) -> tuple[FigureRow, ...]:
+    """A row for each figure that either side has; a row "training step" when memory ran out on both."""
+    fields = [field for field in _FIGURES if _has(before, field) or _has(after, field)]
+    rows = [_figure_row(field, before, after) for field in fields]
+    if not rows and any(figures is not None and figures.out_of_memory for figures in (before, after)):
+        rows = [FigureRow("training step", _cell(before, ""), _cell(after, ""), NOTHING)]
+    return tuple(rows)
+
+
+def block_rows(chains: Iterable[ChainReport]) -> tuple[BlockRow, ...]:
+    """Chains counted by dense block, in the order of execution; those of no block last."""
+    grouped: dict[int, list[ChainReport]] = {}
+    for chain in chains:
+        grouped.setdefault(chain.block, []).append(chain)
+    order = sorted(grouped, key=lambda block: (block == 0, block))
+    return tuple(_block_row(block, grouped[block]) for block in order)
+
+
+def rejection_rows(chains: Iterable[ChainReport]) -> tuple[RejectionRow, ...]:
+    """Rejected chains by reason, the most frequent reason first."""
+    by_reason: dict[str, list[ChainReport]] = {}
+    for chain in chains:
+        if chain.action == "rejected":
+            by_reason.setdefault(chain.reason or "no reason given", []).append(chain)
+    frequent_first = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    return tuple(
+        RejectionRow(reason, len(group), first_names([_place(chain) for chain in group]))
+        for reason, group in frequent_first
+    )
+
+
+def equivalence_line(equivalence: Equivalence) -> str:
+    """One sentence on what was compared and what came of it."""
+    over = f"over {equivalence.steps} optimiser step" + ("s" if equivalence.steps != 1 else "")
+    if equivalence.passed:
+        what = "outputs, gradients and buffers" if not equivalence.skipped else "all results that eager repeats"
+        return f"Equivalent: {what} are bit-identical {over}."
+    kinds = {
+        "outputs": equivalence.outputs_equal,
+        "gradients": equivalence.gradients_equal,
+        "buffers": equivalence.buffers_equal,
+    }
+    unequal = [kind for kind, equal in kinds.items() if not equal]
+    if not unequal:
+        skipped = len(equivalence.skipped)
+        return f"NOT SHOWN EQUIVALENT: eager itself does not repeat {skipped} results {over}."
+    return f"NOT EQUIVALENT: {' and '.join(unequal)} differ {over} ({first_names(equivalence.differing)})."
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
+    shown, more = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """(64, 3, 32, 32) as "64x3x32x32"."""
+    return "x".join(str(size) for size in shape)
+
+
+def _figure_row(field: str, before: StepFigures | None, after: StepFigures | None) -> FigureRow:
+    first, second = _value(before, field), _value(after, field)
+    ratio = _ratio(second / first) if first and second is not None else NOTHING
+    return FigureRow(_FIGURES[field], _cell(before, field), _cell(after, field), ratio)
+
+
+def _value(figures: StepFigures | None, field: str) -> float | None:
+    value: float | None = getattr(figures, field, None)
+    return value
+
+
+def _has(figures: StepFigures | None, field: str) -> bool:
+    return _value(figures, field) is not None
+
+
+def _cell(figures: StepFigures | None, field: str) -> str:
+    if figures is not None and figures.out_of_memory:
+        return OUT_OF_MEMORY
+    value = _value(figures, field)
+    if value is None:
+        return NOTHING
+    return _seconds(value) if field.endswith("_seconds") else _mebibytes(value)
+
+
+def _mebibytes(size_bytes: float) -> str:
+    size = size_bytes / MIB
+    return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f} ×" if ratio >= 1 else f"{ratio:.3f} ×"
+
+
+def _block_row(block: int, chains: list[ChainReport]) -> BlockRow:
+    count = Counter((chain.role, chain.action) for chain in chains)
+    return BlockRow(
+        block=block,
+        layers=sum(chain.role == "layer" for chain in chains),
+        layers_rewritten=count["layer", "rewritten"],
+        exits=sum(chain.role == "exit" for chain in chains),
+        exits_rewritten=count["exit", "rewritten"],
+        levels=tuple(sorted({chain.level for chain in chains if chain.level is not None})),
+    )
+
+
+def _place(chain: ChainReport) -> str:
+    where = chain.source or chain.module
+    return f"{chain.node} ({where})" if where else chain.node

@@ -1,0 +1,152 @@
+"""The report on a terminal."""
+
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memopt.ir import Explanation
+from memopt.measure import Comparison, Equivalence, StepFigures
+from memopt.report.rows import (
+    block_rows,
+    equivalence_line,
+    figure_rows,
+    first_names,
+    rejection_rows,
+    shape_text,
+)
+
+
+def print_comparison(comparison: Comparison, title: str, file: TextIO, width: int | None = None) -> None:
+    """Print the whole report: chains, rejections, equivalence, measured and predicted figures.
+
+    When the equivalence failed no figure is printed: nothing is claimed for a model that computes something
+    else.
+
+    Args:
+        comparison: from `memopt.compare`.
+        title: what was compared.
+        file: where to; styled only if it is a terminal.
+        width: columns; None for the terminal's, 80 where there is none.
+    """
+    console = _console(file, width)
+    console.print(_heading(comparison, title))
+    _print_chains(console, comparison.explanation)
+    _print_equivalence(console, comparison)
+    if comparison.equivalence.passed:
+        console.print(_figures_table(comparison), "")
+    _print_notes(console, (*comparison.explanation.notes, *comparison.notes))
+
+
+def print_explanation(explanation: Explanation, title: str, file: TextIO, width: int | None = None) -> None:
+    """Print which chains were found, what is done with each, and why the rest is left.
+
+    Args:
+        explanation: from `memopt.explain`.
+        title: what was explained.
+        file: where to; styled only if it is a terminal.
+        width: columns; None for the terminal's, 80 where there is none.
+    """
+    console = _console(file, width)
+    console.print(Text(title, style="bold"))
+    _print_chains(console, explanation)
+    _print_notes(console, explanation.notes)
+
+
+def _console(file: TextIO, width: int | None) -> Console:
+    return Console(file=file, width=width, highlight=False)
+
+
+def _heading(comparison: Comparison, title: str) -> Text:
+    shapes = ", ".join(shape_text(shape) for shape in comparison.input_shapes)
+    dtype = str(comparison.dtype).removeprefix("torch.")
+    amp = "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
+    return Text.assemble((title, "bold"), f"\ninput {shapes}, {dtype}{amp}, on {comparison.device_name}")
+
+
+def _print_chains(console: Console, explanation: Explanation) -> None:
+    found, rewritten = len(explanation.chains), len(explanation.rewritten)
+    console.print(f"\n{found} chains found, {rewritten} rewritten, {found - rewritten} left alone\n")
+    if found:
+        console.print(_blocks_table(explanation), "")
+    if explanation.rejected:
+        console.print(_rejections_table(explanation), "")
+
+
+def _blocks_table(explanation: Explanation) -> Table:
+    table = _table()
+    table.add_column("dense block")
+    table.add_column("layers rewritten", justify="right")
+    table.add_column("exits rewritten", justify="right")
+    table.add_column("recompute")
+    for row in block_rows(explanation.chains):
+        table.add_row(
+            str(row.block) if row.block else "none",
+            f"{row.layers_rewritten} of {row.layers}",
+            f"{row.exits_rewritten} of {row.exits}",
+            ", ".join(row.levels),
+        )
+    return table
+
+
+def _rejections_table(explanation: Explanation) -> Table:
+    table = _table()
+    table.add_column("left alone", justify="right")
+    table.add_column("because", ratio=1)
+    table.add_column("where", ratio=1)
+    for row in rejection_rows(explanation.chains):
+        table.add_row(str(row.count), Text(row.reason), Text(row.places))
+    return table
+
+
+def _print_equivalence(console: Console, comparison: Comparison) -> None:
+    equivalence = comparison.equivalence
+    style = "green" if equivalence.passed else "bold red"
+    shapes = ", ".join(shape_text(shape) for shape in comparison.checked_shapes)
+    console.print(Text.assemble((equivalence_line(equivalence), style), f" Checked on {shapes}."))
+    if not equivalence.passed:
+        console.print(Text("Nothing is claimed for this model. Please report it.", style="bold red"))
+    if equivalence.skipped:
+        _print_skipped(console, equivalence)
+    console.print()
+
+
+def _print_skipped(console: Console, equivalence: Equivalence) -> None:
+    named = first_names(equivalence.skipped)
+    console.print(Text(f"Not compared, since eager itself does not repeat it: {named}.", style="yellow"))
+
+
+def _figures_table(comparison: Comparison) -> Table:
+    table = _table()
+    table.add_column("training step")
+    for heading in ("before", "after", "after / before"):
+        table.add_column(heading, justify="right")
+    _add_figures(table, f"measured on {comparison.device_name}", comparison.before, comparison.after)
+    _add_figures(
+        table,
+        f"predicted for a {comparison.target.name}",
+        comparison.predicted_before,
+        comparison.predicted_after,
+    )
+    return table
+
+
+def _add_figures(table: Table, source: str, before: StepFigures | None, after: StepFigures | None) -> None:
+    rows = figure_rows(before, after)
+    if not rows:
+        return
+    table.add_section()
+    table.add_row(Text(source, style="italic"))
+    for row in rows:
+        table.add_row(f"  {row.figure}", row.before, row.after, Text(row.ratio, style="bold"))
+
+
+def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.print(Text(f"Note: {note}"))
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
