@@ -1,0 +1,120 @@
+"""The README's tables of measured figures, made from the committed CSV rows.
+
+python tests/bench/readme_table.py            # print them
+python tests/bench/readme_table.py --write    # put them into README.md between their markers
+"""
+
+import argparse
+import csv
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results" / "train_step.csv"
+TITLES = {
+    "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
+    "bc100-512": "DenseNet-BC-100 (k = 12), 512×3×32×32, fp32",
+    "densenet121-64": "densenet121, 64×3×224×224, fp32",
+    "densenet121-64-bf16": "densenet121, 64×3×224×224, bf16 autocast",
+}
+DEPTH = re.compile(r"bc(\d+)-64$")
+MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
+
+Row = dict[str, str]
+
+
+def load(path: Path = RESULTS) -> list[Row]:
+    """Every committed row."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def render(rows: list[Row]) -> str:
+    """All tables as Markdown."""
+    parts = [_step_table(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
+    parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _step_table(title: str, rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    naive = next(row for row in rows if row["variant"] == "naive")
+    lines = [
+        f"**{title}** ({_provenance(rows)})",
+        "",
+        "| variant | activation peak | × naive | predicted | reserved / allocated "
+        "| GPU time | × naive | step | kernels |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        memory, gpu = "activation_peak_bytes", "gpu_seconds"
+        reserved = float(row["peak_reserved_bytes"]) / float(row["peak_allocated_bytes"])
+        lines.append(
+            f"| {row['variant']} | {_mib(row[memory])} | {float(row[memory]) / float(naive[memory]):.3f} "
+            f"| {_mib(row['predicted_bytes'])} | {reserved:.2f} | {_milliseconds(row[gpu])} "
+            f"| {float(row[gpu]) / float(naive[gpu]):.3f} | {_milliseconds(row['step_seconds'])} | {row['kernels']} |"
+        )
+    return "\n".join(lines)
+
+
+def _depth_table(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    depths = sorted({int(_depth(row)) for row in rows})
+    variants = [v for v in ("naive", "memopt exact layer") if any(r["variant"] == v for r in rows)]
+    lines = [
+        f"**Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32 ({_provenance(rows)})",
+        "",
+        "| layers | " + " | ".join(variants) + " |",
+        "|---|" + "---|" * len(variants),
+    ]
+    for depth in depths:
+        cells = [_cell(rows, depth, variant) for variant in variants]
+        lines.append(f"| {depth} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[Row], depth: int, variant: str) -> str:
+    found = [r for r in rows if int(_depth(r)) == depth and r["variant"] == variant]
+    return _mib(found[0]["activation_peak_bytes"]) if found else "—"
+
+
+def _depth(row: Row) -> str:
+    match = DEPTH.match(row["table"])
+    assert match is not None
+    return match[1]
+
+
+def _provenance(rows: list[Row]) -> str:
+    values = sorted({f"{r['gpu']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in rows})
+    return "; ".join(values)
+
+
+def _mib(size_bytes: str) -> str:
+    return f"{float(size_bytes) / 2**20:,.0f} MiB" if size_bytes else "—"
+
+
+def _milliseconds(seconds: str) -> str:
+    return f"{float(seconds) * 1e3:.1f} ms" if seconds else "—"
+
+
+def written(text: str, tables: str) -> str:
+    """The README's text with the tables in their place."""
+    return MARK.sub(lambda match: f"{match[1]}\n{tables}\n{match[2]}", text)
+
+
+def main() -> None:
+    """Print the tables, or write them into the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    tables = render(load())
+    if parser.parse_args().write:
+        readme = ROOT / "README.md"
+        readme.write_text(written(readme.read_text(), tables))
+    else:
+        print(tables)
+
+
+if __name__ == "__main__":
+    main()

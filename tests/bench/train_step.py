@@ -1,0 +1,181 @@
+"""A training step's memory and time: naive, checkpointed, torch.compile, memopt. Needs a GPU.
+
+    PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out tests/bench/results/train_step.csv
+
+Every row is measured in this process from a cleaned state, naive first. The run stops by itself before `--seconds`
+and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time and the count of GPU
+kernels in one profiled step, `step_seconds` the median of the steps in a plain loop; `predicted_bytes` is the
+activation peak predicted without a GPU for the same step.
+"""
+
+import argparse
+import csv
+import datetime
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rivals
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import memopt
+from densenet_models import bc
+from memopt.measure.memory import clean, leave, measure_step
+from memopt.measure.predict import predict_step
+from memopt.measure.step import TrainingStep, on_device, seeded
+
+FIELDS = (
+    "table", "variant", "activation_peak_bytes", "predicted_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
+    "saved_bytes", "retained_bytes", "step_seconds", "gpu_seconds", "kernels", "gpu", "torch", "commit", "date",
+)  # fmt: skip
+DEVICE = torch.device("cuda")
+Change = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one table measures."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    variants: tuple[str, ...]
+    amp: torch.dtype | None = None
+
+
+ALL = ("naive", "memopt exact concat", "memopt exact layer", "checkpointed", "torch.compile")
+DEPTHS = (40, 100, 196, 400)
+TABLES: dict[str, Work] = {
+    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), ALL),
+    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), ALL),
+    "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), ALL),
+    "densenet121-64-bf16": Work(bc.densenet121, (64, 3, 224, 224), ALL[:4], torch.bfloat16),
+    **{
+        f"bc{depth}-64": Work(
+            lambda depth=depth: bc.DenseNet(depth=depth), (64, 3, 32, 32), ("naive", "memopt exact layer")
+        )
+        for depth in DEPTHS
+        if depth != 100
+    },
+}
+
+
+def _memopt(level: str) -> Change:
+    return lambda model: memopt.apply(model, config=memopt.Config(numerics="exact", recompute=level))
+
+
+VARIANTS: dict[str, Change] = {
+    "naive": lambda model: model,
+    "memopt exact concat": _memopt("concat"),
+    "memopt exact layer": _memopt("layer"),
+    "checkpointed": rivals.checkpointed,
+    "torch.compile": lambda model: torch.compile(model),
+}
+
+
+def rows(table: str, deadline: float) -> Iterator[dict[str, Any]]:
+    """One row per variant until the deadline."""
+    work = TABLES[table]
+    inputs = (torch.randn(work.shape),)
+    for name in work.variants:
+        if time.monotonic() > deadline:
+            print(f"stopped before {table} {name}: out of time", flush=True)
+            return
+        change = VARIANTS[name]
+        is_ours = name.startswith("memopt")
+
+        def make(change: Change = change) -> nn.Module:
+            return change(work.make().to(DEVICE))
+
+        figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
+        gpu_seconds, kernels = _profiled(make, inputs, work.amp)
+        yield {
+            "table": table,
+            "variant": name,
+            "predicted_bytes": _predicted(work, change) if is_ours or name == "naive" else None,
+            **{field: getattr(figures, field) for field in FIELDS if hasattr(figures, field)},
+            "gpu_seconds": gpu_seconds,
+            "kernels": kernels,
+            **provenance(),
+        }
+
+
+def _predicted(work: Work, change: Change) -> int | None:
+    return predict_step(work.make, (torch.empty(work.shape),), amp=work.amp, apply=change).activation_peak_bytes
+
+
+def _profiled(
+    make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None
+) -> tuple[float, int]:
+    with seeded(0, DEVICE):
+        step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
+        for _ in range(4):
+            step.run()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            step.run()
+            torch.cuda.synchronize()
+    kernels = [e for e in trace.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    seconds = sum(event.device_time for event in kernels) * 1e-6
+    del step
+    clean(DEVICE)
+    return seconds, len(kernels)
+
+
+def provenance() -> dict[str, str]:
+    """What a figure must name to be worth anything."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def main() -> None:
+    """Measure the tables named on the command line and append their rows to a CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", choices=TABLES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=520.0)
+    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    new = not options.out.exists()
+    with options.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for table in options.tables:
+            for row in rows(table, deadline):
+                if options.commit:
+                    row["commit"] = options.commit
+                writer.writerow(row)
+                file.flush()
+                print(_line(row), flush=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    def mib(field: str) -> str:
+        return "-" if row[field] is None else f"{row[field] / 2**20:.0f}"
+
+    return (
+        f"{row['table']:20s} {row['variant']:20s} activation {mib('activation_peak_bytes'):>6s} MiB "
+        f"(predicted {mib('predicted_bytes'):>6s})  allocated {mib('peak_allocated_bytes'):>6s}  "
+        f"reserved {mib('peak_reserved_bytes'):>6s}  wall {(row['step_seconds'] or 0) * 1e3:7.1f} ms  "
+        f"gpu {row['gpu_seconds'] * 1e3:7.1f} ms  {row['kernels']} kernels"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Recording: what a forward may do, what is refused with the user's line, and that no state changes."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memopt.capture import capture
+from memopt.errors import CaptureError
+
+
+class Net(nn.Module):
+    def __init__(self, body: Callable[..., Any]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.counter = 0
+        self.seen: list[torch.Tensor] = []
+        self.register_buffer("scale", torch.ones(1))
+        self.body = body
+
+    def forward(self, x: torch.Tensor, **options: Any) -> Any:
+        return self.body(self, x, **options)
+
+
+def _record(body: Callable[..., Any], **options: Any) -> tuple[Net, Any]:
+    net = Net(body)
+    captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4),), options)
+    return net, captured
+
+
+def test_python_sees_tensors_shapes_and_flags() -> None:
+    def body(net: Net, x: torch.Tensor, double: bool = False) -> torch.Tensor:
+        assert isinstance(x, torch.Tensor)
+        parts = [x] * (2 if double else 1)
+        if x.shape[1] == 3 and len(x) == 2 and x.dim() == 4 and not x.requires_grad:
+            parts.append(net.norm(x))
+        return torch.cat(parts, dim=1)
+
+    _, captured = _record(body, double=True)
+
+    (concat,) = [node for node in captured.graph.nodes if node.target is torch.cat]
+    assert len(concat.args[0]) == 3
+    assert "test_recorder.py:" in concat.meta["source"]
+
+
+def test_recording_changes_no_state() -> None:
+    net, _ = _record(lambda net, x: net.norm(x) * net.scale)
+
+    assert int(net.norm.num_batches_tracked) == 0
+    assert torch.equal(net.norm.running_mean, torch.zeros(3))
+    assert type(net.norm.weight) is nn.Parameter
+
+
+def _data_dependent(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def _counts(net: Net, x: torch.Tensor) -> torch.Tensor:
+    net.counter += 1
+    return net.norm(x)
+
+
+def _keeps(net: Net, x: torch.Tensor) -> torch.Tensor:
+    net.seen.append(x)
+    return net.norm(x)
+
+
+def _assigns(net: Net, x: torch.Tensor) -> torch.Tensor:
+    net.scale = net.scale * 2
+    return net.norm(x)
+
+
+def _leaves_a_tensor(net: Net, x: torch.Tensor) -> torch.Tensor:
+    net.last = x
+    return net.norm(x)
+
+
+def _draws(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return x if random.random() < 2 else -x
+
+
+def _without_gradients(net: Net, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net.norm(x)
+
+
+def _under_autocast(net: Net, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return F.relu(net.norm(x))
+
+
+STRAY = torch.ones(3)
+
+
+def _stray(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return net.norm(x) * STRAY[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (_data_dependent, r"test_recorder\.py:\d+: forward needs the value of a tensor"),
+        (_counts, "changes self.counter"),
+        (_keeps, "changes self.seen"),
+        (_assigns, "assigns to self.scale"),
+        (_leaves_a_tensor, "assigns to self.last"),
+        (_draws, "draws random numbers outside torch"),
+        (_without_gradients, r"test_recorder\.py:\d+: forward switches gradients or autocast"),
+        (_under_autocast, r"test_recorder\.py:\d+: forward switches gradients or autocast"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_recording_would_freeze_is_refused_and_put_back(body: Callable[..., Any], reason: str) -> None:
+    net = Net(body)
+    random_state = random.getstate()
+    scale = net.scale
+
+    with pytest.raises(CaptureError, match=reason):
+        capture(net, net.forward, (torch.randn(2, 3, 4, 4),), {})
+
+    assert random.getstate() == random_state
+    assert (net.counter, net.seen) == (0, [])
+    assert net.scale is scale
+    assert not hasattr(net, "last")
+    assert type(net.norm.weight) is nn.Parameter
+
+
+def test_other_threads_run_their_modules_as_usual() -> None:
+    calls: list[str] = []
+
+    def body(net: Net, x: torch.Tensor) -> torch.Tensor:
+        import threading
+
+        thread = threading.Thread(target=lambda: calls.append(type(nn.Linear(2, 2)(torch.ones(1, 2))).__name__))
+        thread.start()
+        thread.join()
+        return net.norm(x)
+
+    _record(body)
+
+    assert calls == ["Tensor"]

@@ -1,0 +1,90 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from memopt.ir import Explanation
+from memopt.measure import Comparison, StepFigures
+from memopt.report import print_comparison, print_explanation, table
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def printed(comparison: Comparison, width: int = 80) -> str:
+    file = io.StringIO()
+    print_comparison(comparison, "model.py:Net", file, width)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def golden(name: str) -> str:
+    return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_whole_report(comparison: Comparison, width: int) -> None:
+    assert printed(comparison, width) == golden(f"report_{width}")
+
+
+def test_without_measurements(comparison: Comparison) -> None:
+    text = printed(replace(comparison, before=None, after=None))
+    assert "predicted for a GPU" in text
+    assert "measured on" not in text
+
+
+def test_out_of_memory_before(comparison: Comparison) -> None:
+    text = printed(replace(comparison, before=StepFigures(out_of_memory=True)))
+    row = next(line for line in text.splitlines() if "activation peak" in line)
+    assert row.endswith("out of memory     297.0 MiB                —")
+
+
+def test_nothing_is_claimed_when_the_equivalence_fails(comparison: Comparison) -> None:
+    failed = replace(
+        comparison.equivalence,
+        gradients_equal=False,
+        passed=False,
+        differing=("gradient of fc.weight",),
+        skipped=("gradient of stem.weight",),
+    )
+    text = printed(replace(comparison, equivalence=failed))
+    assert text == golden("not_equivalent")
+    assert "×" not in text
+    assert "activation peak" not in text
+
+
+@pytest.mark.parametrize(("passes", "colour"), [(True, "\x1b[32mEquivalent"), (False, "\x1b[1;31mNOT SHOWN")])
+def test_equivalence_is_green_or_red(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch, passes: bool, colour: str
+) -> None:
+    monkeypatch.setattr(
+        table,
+        "_console",
+        lambda file, width: Console(file=file, width=width, force_terminal=True, color_system="standard"),
+    )
+    verdict = replace(comparison.equivalence, passed=passes)
+    assert colour in printed(replace(comparison, equivalence=verdict))
+
+
+def test_autocast_and_device_are_in_the_heading(comparison: Comparison) -> None:
+    text = printed(replace(comparison, amp=torch.bfloat16, device_name="NVIDIA [bold]"))
+    assert "input 64x3x32x32, float32, autocast bfloat16, on NVIDIA [bold]" in text
+
+
+def test_explanation(comparison: Comparison) -> None:
+    file = io.StringIO()
+    print_explanation(comparison.explanation, "model.py:Net", file, 80)
+    text = file.getvalue()
+    assert "15 chains found, 10 rewritten, 5 left alone" in text
+    assert "4 of 8" in text
+    assert "too [bold]small[/bold]" in text
+    assert "Note: One note about the model." in text
+
+
+def test_explanation_of_a_model_with_nothing_to_rewrite() -> None:
+    file = io.StringIO()
+    print_explanation(Explanation(False, True, False, (), ("No chain was found.",)), "model.py:Net", file, 80)
+    assert file.getvalue() == (
+        "model.py:Net\n\n0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
+    )

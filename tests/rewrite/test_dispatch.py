@@ -1,0 +1,276 @@
+"""Which forward runs: with gradients, under other tools, on replicas, after the module has changed."""
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import memopt
+from memopt.measure.tracker import StorageTracker
+from tests.helpers import (
+    assert_rewritten,
+    assert_same,
+    assert_trains_alike,
+    dense_net,
+    images,
+    rewritten_copy,
+    state_of,
+    train_step,
+)
+
+
+def test_without_gradients_the_models_own_forward_runs() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+
+    for each in (naive, model):
+        with torch.no_grad():
+            each(images())
+        with torch.inference_mode():
+            each(images())
+
+    assert_same(state_of(naive), state_of(model))
+    assert not memopt.explain(model).ran
+
+
+def test_a_new_shape_is_recorded_anew() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+
+    for x in (images(2), images(3), images(2, size=8), images(2)):
+        assert_trains_alike(naive, model, x, steps=1)
+
+
+@pytest.mark.parametrize("change", ["eval", "classifier", "norm", "conv", "frozen", "double", "momentum", "hook"])
+def test_changes_after_apply_are_honoured(change: str) -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    assert_trains_alike(naive, model, images(), steps=1)
+    dtype = torch.float64 if change == "double" else torch.float32
+
+    for each in (naive, model):
+        _change(each, change)
+
+    assert_trains_alike(naive, model, images(dtype=dtype), at_least=0)
+    assert_rewritten(model)
+
+
+def _change(model: nn.Module, change: str) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.manual_seed(5)
+    if change == "eval":
+        model.eval()
+    elif change == "frozen":
+        next(iter(model.children())).requires_grad_(False)
+    elif change == "double":
+        model.double()
+    elif change == "momentum":
+        for norm in norms:
+            norm.momentum, norm.eps = 0.3, 0.1
+    elif change == "hook":
+        norms[1].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    else:
+        kinds = {"classifier": nn.Linear, "norm": nn.BatchNorm2d, "conv": nn.Conv2d}
+        name = [n for n, m in model.named_modules() if isinstance(m, kinds[change])][-1]
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], _another(model.get_submodule(name)))
+
+
+def _another(old: nn.Module) -> nn.Module:
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, 7)
+    if isinstance(old, nn.BatchNorm2d):
+        return nn.BatchNorm2d(old.num_features, eps=0.1)
+    assert isinstance(old, nn.Conv2d)
+    return nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding, bias=True)
+
+
+def test_replicas_of_data_parallel_run_on_their_own_weights() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    results: dict[tuple[int, bool], list[torch.Tensor]] = {}
+
+    def work(number: int, original: nn.Module) -> None:
+        replica = _replicate(original, 1.0 + number)
+        output = replica(images(seed=number))
+        output.square().mean().backward()
+        weights = [m.weight.grad for m in replica.modules() if isinstance(m, nn.Conv2d)]
+        results[number, original is model] = [output.detach(), *weights]
+
+    threads = [threading.Thread(target=work, args=(n, each)) for n in (0, 1) for each in (naive, model)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert memopt.explain(model).ran
+    for number in (0, 1):
+        pairs = zip(results[number, False], results[number, True], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(results[0, True][0], results[1, True][0])
+
+
+def _replicate(model: nn.Module, scale: float) -> nn.Module:
+    """As nn.parallel.replicate does, on one device: parameters become plain attributes."""
+    modules = list(model.modules())
+    replicas = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas[child]
+        for name, parameter in module._parameters.items():
+            replica._parameters[name] = None
+            if parameter is not None:
+                del replica._parameters[name]
+                copied = parameter.detach().clone().requires_grad_() * scale
+                copied.retain_grad()
+                setattr(replica, name, copied)
+        for name, buffer in module._buffers.items():
+            replica._buffers[name] = None if buffer is None else buffer.clone()
+    return replicas[model]
+
+
+def test_compiled_after_apply_it_stays_small_and_equal() -> None:
+    torch._dynamo.reset()
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    plain_bytes = _saved_bytes(rewritten_copy(dense_net()))
+    frames: list[int] = []
+
+    for _ in range(4):
+        expected = train_step(naive, (images(),))
+        with_compile = train_step(compiled, (images(),))
+        assert_same(expected, {name.replace("_orig_mod.", ""): value for name, value in with_compile.items()})
+        frames.append(counter.frame_count)
+
+    assert frames[1] == frames[-1]
+    assert _saved_bytes(torch.compile(rewritten_copy(dense_net()), backend="eager")) <= 1.05 * plain_bytes
+
+
+def _saved_bytes(model: nn.Module) -> int:
+    x = images()
+    model(x)
+    with StorageTracker() as tracker:
+        tracker.track(model, x)
+        before = tracker.current_bytes
+        output = model(x)
+        saved = tracker.current_bytes - before
+        del output
+    return saved
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_tools_that_trace_see_the_users_own_forward() -> None:
+    naive, model = dense_net().eval(), rewritten_copy(dense_net()).eval()
+    x = images()
+
+    exported = torch.export.export(model, (x,))
+    symbolic = torch.fx.symbolic_trace(model)
+    traced = torch.jit.trace(model, x, check_trace=False)
+
+    assert torch.equal(exported.module()(x), naive(x))
+    assert sum(node.op == "call_module" for node in symbolic.graph.nodes) > 5
+    assert torch.equal(traced(x), naive(x))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_around_the_whole_model(reentrant: bool) -> None:
+    class Around(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return checkpoint(self.inner, x, use_reentrant=reentrant)
+
+    naive, model = Around(dense_net()), Around(rewritten_copy(dense_net()))
+
+    assert_trains_alike(naive, model, images(), input_gradients=True, at_least=0)
+    assert_rewritten(model.inner)
+
+
+def test_saved_tensors_pass_through_hooks() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    model(images())
+
+    with torch.autograd.graph.save_on_cpu():
+        expected, actual = train_step(naive, (images(),)), train_step(model, (images(),))
+
+    assert_same(expected, {**actual, **{k: v for k, v in expected.items() if k.startswith("buffer")}})
+
+
+def test_functional_call_and_function_transforms() -> None:
+    naive, model = dense_net().eval(), rewritten_copy(dense_net()).eval()
+    parameters = {name: p.detach() * 1.1 for name, p in naive.named_parameters()}
+
+    def loss(each: nn.Module, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(each, values, (images(),)).square().mean()
+
+    for transform in (torch.func.grad, _gradients):
+        expected, actual = (transform(lambda values, m=m: loss(m, values))(parameters) for m in (naive, model))
+        assert all(torch.equal(expected[name], actual[name]) for name in parameters)
+
+
+def _gradients(loss: Any) -> Any:
+    def run(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+        return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+
+    return run
+
+
+def test_double_backward_fails_with_one_clear_message() -> None:
+    model = rewritten_copy(dense_net())
+    x = images().requires_grad_()
+
+    (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+
+    with pytest.raises(RuntimeError, match=r"Double backward is not supported; call memopt\.remove"):
+        gradient.sum().backward()
+
+
+def test_accumulation_two_forwards_and_retained_graphs() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    for each in (naive, model):
+        first, second = each(images()), each(images(seed=2))
+        (first.mean() + second.square().mean()).backward(retain_graph=True)
+        first.sum().backward()
+
+    assert_same(state_of(naive), state_of(model))
+
+
+def test_weights_changed_before_backward_are_noticed() -> None:
+    model = rewritten_copy(dense_net())
+    loss = model(images()).mean()
+    with torch.no_grad():
+        next(m for m in list(model.modules())[::-1] if isinstance(m, nn.Conv2d)).weight.mul_(2)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_nothing_stays_allocated_between_steps() -> None:
+    model = rewritten_copy(dense_net())
+    x = images()
+    model(x).mean().backward()
+    model.zero_grad()
+    with StorageTracker() as tracker:
+        tracker.track(model, x)
+        before = tracker.current_bytes
+        model(x).mean().backward()
+        model.zero_grad()
+        assert tracker.current_bytes == before
+
+
+def test_two_copies_do_not_share_state() -> None:
+    first = rewritten_copy(dense_net())
+    second = copy.deepcopy(first)
+    outputs = first(images()), second(images(seed=2))
+    naive = dense_net(), dense_net()
+
+    for each, output, seed in zip((first, second), outputs, (1, 2), strict=True):
+        output.sum().backward()
+        reference = naive[seed - 1]
+        reference(images(seed=seed)).sum().backward()
+        assert_same(state_of(reference), state_of(each))
