@@ -77,11 +77,11 @@ VARIANTS: dict[str, Change] = {
 }
 
 
-def rows(table: str, deadline: float) -> Iterator[dict[str, Any]]:
+def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str, Any]]:
     """One row per variant until the deadline."""
     work = TABLES[table]
     inputs = (torch.randn(work.shape),)
-    for name in work.variants:
+    for name in (v for v in work.variants if v in variants):
         if time.monotonic() > deadline:
             print(f"stopped before {table} {name}: out of time", flush=True)
             return
@@ -147,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=520.0)
     parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     options = parser.parse_args()
@@ -157,7 +158,7 @@ def main() -> None:
         if new:
             writer.writeheader()
         for table in options.tables:
-            for row in rows(table, deadline):
+            for row in rows(table, options.variants, deadline):
                 if options.commit:
                     row["commit"] = options.commit
                 writer.writerow(row)
