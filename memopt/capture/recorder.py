@@ -67,7 +67,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
         try:
-            with mode, recorder:
+            with mode, recorder, torch.autograd.graph.saved_tensors_hooks(_save_nothing, _nothing_saved):
                 result = forward(*fake_args, **fake_kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
@@ -83,6 +83,15 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         recorder.output(flat)
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes))
+
+
+def _save_nothing(tensor: torch.Tensor) -> None:
+    """There is no backward of a recording. Fake activations that its graph held would count as memory where a step
+    on fake tensors is measured, and the hooks of a checkpoint or an offloader around this call must not see them."""
+
+
+def _nothing_saved(packed: None) -> torch.Tensor:
+    raise CaptureError(f"{user_line()}: forward differentiates. Apply memopt to the submodules it calls instead.")
 
 
 class _Recorder(TorchFunctionMode):

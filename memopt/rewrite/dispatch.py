@@ -104,7 +104,7 @@ class Rewriter:
         with self._lock:
             found = self._cache.get(key)
             if found is None:
-                found = self._new(module, plain, args, kwargs)
+                found = self._build(module, plain, args, kwargs)
             self._remember(key, found)
         return found
 
@@ -114,15 +114,6 @@ class Rewriter:
         if len(self._cache) > CACHED_FORWARDS:
             self._cache.popitem(last=False)
         self.latest = found
-
-    def _new(self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RewrittenForward:
-        def untouched(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor
-
-        # Building runs forward on fake tensors: what autograd saves then must not reach the hooks of a
-        # checkpoint or an offloader around this call, which count what they are given.
-        with torch.autograd.graph.saved_tensors_hooks(untouched, untouched):
-            return self._build(module, plain, args, kwargs)
 
     def _leave_alone(self, module: nn.Module, key: Signature, reason: str) -> None:
         """From now on the module's own forward, with a warning the first time that there is this reason for it."""

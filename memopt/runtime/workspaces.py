@@ -13,6 +13,12 @@ def take_blas_workspaces(device: torch.device) -> None:
     under_a_mode = torch._C._len_torch_dispatch_stack() > 0  # fake tensors, say: nothing real to prepare
     if device.type != "cuda" or under_a_mode or torch.cuda.is_current_stream_capturing():
         return
-    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+
+    def untouched(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    # The hooks of a checkpoint or an offloader around this call count what autograd saves: these are not theirs.
+    hooks = torch.autograd.graph.saved_tensors_hooks(untouched, untouched)
+    with torch.enable_grad(), torch.autocast("cuda", enabled=False), hooks:
         x = torch.ones(2, 2, device=device, requires_grad=True)
         torch.autograd.backward((x @ x).sum())

@@ -1,6 +1,8 @@
 """Recording: what a forward may do, what is refused with the user's line, and that no state changes."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +55,28 @@ def test_recording_changes_no_state() -> None:
     assert int(net.norm.num_batches_tracked) == 0
     assert torch.equal(net.norm.running_mean, torch.zeros(3))
     assert type(net.norm.weight) is nn.Parameter
+
+
+def test_nothing_outlives_a_recording() -> None:
+    """A graph that held its own activations would count as memory where a step on fake tensors is measured."""
+    net = Net(lambda net, x: F.relu(net.norm(x), inplace=True).square().sum())
+    captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4),), {})
+    results = [weakref.ref(node.meta["val"]) for node in captured.graph.nodes if "val" in node.meta]
+    assert len(results) >= 4
+
+    del captured
+    gc.collect()
+
+    assert [result() for result in results] == [None] * len(results)
+
+
+def test_a_forward_that_differentiates_is_refused() -> None:
+    def body(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.norm(x).square().sum()
+        return torch.autograd.grad(y, net.norm.weight)[0]
+
+    with pytest.raises(CaptureError, match="differentiates"):
+        _record(body)
 
 
 def _data_dependent(net: Net, x: torch.Tensor) -> torch.Tensor:

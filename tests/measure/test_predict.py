@@ -47,6 +47,8 @@ def test_memopt_applied_to_the_fake_model_saves(images) -> None:
     after = predict_step(make, x, apply=memopt.apply, remove=memopt.remove)
     assert after.activation_peak_bytes < 0.6 * before.activation_peak_bytes
     assert after.retained_bytes == 0
+    between_steps = [f.peak_allocated_bytes - f.activation_peak_bytes for f in (before, after)]
+    assert between_steps[1] == pytest.approx(between_steps[0], rel=0.01)
 
 
 def test_a_buffer_kept_between_steps_raises_the_activation_peak(make_tiny, images, keeper) -> None:
