@@ -43,9 +43,8 @@ def _step_table(title: str, rows: list[Row]) -> str:
     lines = [
         f"**{title}** ({_provenance(rows)})",
         "",
-        "| variant | activation peak | × naive | predicted | reserved / allocated "
-        "| GPU time | × naive | step | kernels |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| variant | activation peak | × naive | predicted | reserved / allocated | GPU time | × naive | step |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         memory, gpu = "activation_peak_bytes", "gpu_seconds"
@@ -53,15 +52,15 @@ def _step_table(title: str, rows: list[Row]) -> str:
         lines.append(
             f"| {row['variant']} | {_mib(row[memory])} | {float(row[memory]) / float(naive[memory]):.3f} "
             f"| {_mib(row['predicted_bytes'])} | {reserved:.2f} | {_milliseconds(row[gpu])} "
-            f"| {float(row[gpu]) / float(naive[gpu]):.3f} | {_milliseconds(row['step_seconds'])} | {row['kernels']} |"
+            f"| {float(row[gpu]) / float(naive[gpu]):.3f} | {_milliseconds(row['step_seconds'])} |"
         )
     return "\n".join(lines)
 
 
 def _depth_table(rows: list[Row]) -> str:
-    if not rows:
-        return ""
     depths = sorted({int(_depth(row)) for row in rows})
+    if len(depths) < 2:
+        return ""
     variants = [v for v in ("naive", "memopt exact layer") if any(r["variant"] == v for r in rows)]
     lines = [
         f"**Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32 ({_provenance(rows)})",
