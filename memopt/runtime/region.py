@@ -18,19 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C import _functions as _autograd_functions
 
 from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step
+from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.gradients import GradientSums
 from memopt.runtime.memory_format import concat_format, dense_strides, suggested_format
-from memopt.runtime.ops import Bound, Operation, bind
-
-Tensors = tuple[torch.Tensor, ...]
-
-_DOUBLE_BACKWARD = (
-    "memopt: the gradient of a rewritten dense block was differentiated again. Double backward is not supported; "
-    "call memopt.remove(model) before computing higher-order gradients."
-)
 
 
 def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
@@ -42,12 +34,8 @@ def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any
     schedule = _Schedule(plan)
 
     def run(inputs: Tensors, operands: tuple[tuple[Any, ...], ...]) -> Tensors:
-        bound = [
-            None if step.op.kind is Kind.CONCAT else bind(step.op, given)
-            for step, given in zip(plan.steps, operands, strict=True)
-        ]
-        call = _Call(schedule, bound)
-        results: Tensors = _Region.apply(call, *inputs, *call.parameters)  # type: ignore[no-untyped-call]
+        call = _Call(schedule, Binding(plan.steps, operands))
+        results: Tensors = _Region.apply(call, *inputs, *call.binding.parameters)  # type: ignore[no-untyped-call]
         return results
 
     run.__name__ = run.__qualname__ = name
@@ -64,33 +52,14 @@ class _Schedule:
 
 
 class _Call:
-    """One forward of a region: its bound operations and where each one's parameters and stash are saved."""
+    """One forward of a region: its bound operations and where each one's stash is saved."""
 
-    def __init__(self, schedule: _Schedule, bound: list[Bound | None]) -> None:
+    def __init__(self, schedule: _Schedule, binding: Binding) -> None:
         self.schedule = schedule
-        self.bound: list[Bound | None] = bound
-        self.ops: list[Operation | None] = [None if b is None else b.op for b in bound]
-        self.parameters, self.parameter_index = _arguments(bound)
+        self.binding = binding
         self.stash_span: dict[int, slice] = {}
         self.requires_grad: set[int] = set()
         self.dtypes: dict[int, torch.dtype] = {}
-
-
-def _arguments(bound: list[Bound | None]) -> tuple[Tensors, list[tuple[int | None, ...]]]:
-    """Every use of a parameter as an argument of its own, and where each step finds its own.
-
-    The latest use comes first: the engine adds the gradients of a parameter that is used several times, here and
-    elsewhere, in the order in which they are handed to it, and this is eager's.
-    """
-    parameters: list[torch.Tensor] = []
-    index: list[tuple[int | None, ...]] = []
-    for binding in reversed(bound):
-        places: list[int | None] = []
-        for tensor in () if binding is None else binding.params:
-            places.append(None if tensor is None else len(parameters))
-            parameters += () if tensor is None else (tensor,)
-        index.append(tuple(places))
-    return tuple(parameters), index[::-1]
 
 
 class _Region(torch.autograd.Function):
@@ -99,10 +68,10 @@ class _Region(torch.autograd.Function):
         plan = call.schedule.plan
         inputs, parameters = tensors[: plan.input_count], tensors[plan.input_count :]
         values: dict[int, torch.Tensor] = dict(enumerate(inputs))
-        _propagate_requires_grad(call, ctx.needs_input_grad[1:])
+        call.requires_grad = call.binding.requires_grad(plan.input_count, ctx.needs_input_grad[1:])
         saved: list[torch.Tensor] = []
         _run_forward(call, parameters, values, saved)
-        call.bound = []
+        call.binding.forget_modules()
         kept = [values[number] for number in plan.kept]
         ctx.save_for_backward(*kept, *parameters, *saved)
         ctx.call = call
@@ -117,30 +86,28 @@ class _Region(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        with torch.no_grad(), torch.autocast(_device_type(grad_outputs), enabled=False):
+        with torch.no_grad(), torch.autocast(device_type(grad_outputs), enabled=False):
             gradients = _run_backward(ctx, grad_outputs)
-        if torch.is_grad_enabled():  # create_graph=True: fail only if these gradients are differentiated
-            present = [g for g in gradients if g is not None]
-            guarded = iter(_delayed_error(present))
-            gradients = tuple(None if g is None else next(guarded) for g in gradients)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = guarded(gradients)
         return (None, *gradients)
 
 
 def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tensor], saved: list[torch.Tensor]) -> None:
     schedule = call.schedule
     scratch = _scratch(schedule.plan.forward_lanes_bytes, values)
-    _count_batches(call.bound)
+    call.binding.count_batches()
     call.dtypes = {number: value.dtype for number, value in values.items()}
     for instruction in schedule.plan.forward:
         number = instruction.step
-        step, op = schedule.plan.steps[number], call.ops[number]
+        step, op = schedule.plan.steps[number], call.binding.ops[number]
         if op is None:
             values[step.output] = _concat(step, values, instruction.slot, scratch)
         else:
-            _count_own_batch(call.bound[number])
+            call.binding.count_own_batch(number)
             x = values[step.inputs[0]]
             out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
-            y, stash = op.forward(x, _parameters_of(call, number, parameters), out)
+            y, stash = op.forward(x, call.binding.parameters_of(number, parameters), out)
             values[step.output] = y
             call.stash_span[number] = slice(len(saved), len(saved) + len(stash))
             saved.extend(stash)
@@ -149,29 +116,11 @@ def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tenso
             del values[dead]
 
 
-def _count_batches(bound: list[Bound | None]) -> None:
-    """Advance the norms' batch counters, in one kernel instead of one a norm."""
-    counters = [b.counter for b in bound if b is not None and b.counter is not None and b.after_count is None]
-    once = {id(counter): counter for counter in counters}
-    if once:
-        torch._foreach_add_(list(once.values()), 1)
-    for counter in counters:  # a norm that runs at several places counts each time
-        if once.pop(id(counter), None) is None:
-            counter.add_(1)
-
-
-def _count_own_batch(binding: Bound | None) -> None:
-    """Advance a counter that the operation itself depends on (`momentum=None`)."""
-    if binding is not None and binding.counter is not None and binding.after_count is not None:
-        binding.counter.add_(1)
-        binding.after_count()
-
-
 def _run_backward(ctx: Any, grad_outputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     call: _Call = ctx.call
     plan = call.schedule.plan
     saved: Tensors = ctx.saved_tensors
-    kept_count, parameter_count = len(plan.kept), len(call.parameters)
+    kept_count, parameter_count = len(plan.kept), len(call.binding.parameters)
     values = dict(zip(plan.kept, saved[:kept_count], strict=True))
     parameters = saved[kept_count : kept_count + parameter_count]
     stashes = saved[kept_count + parameter_count :]
@@ -182,7 +131,7 @@ def _run_backward(ctx: Any, grad_outputs: tuple[torch.Tensor | None, ...]) -> tu
     parameter_grads: list[torch.Tensor | None] = [None] * parameter_count
     scratch = _scratch(plan.backward_lanes_bytes, dict(enumerate(saved)))
     for instruction in plan.backward:
-        step, op = plan.steps[instruction.step], call.ops[instruction.step]
+        step, op = plan.steps[instruction.step], call.binding.ops[instruction.step]
         if isinstance(instruction, Compute):
             _recompute(call, instruction, values, parameters, stashes, scratch)
         elif step.output in call.requires_grad and (total := sums.take(step.output)) is not None:
@@ -206,14 +155,14 @@ def _recompute(
     scratch: Tensors,
 ) -> None:
     number = instruction.step
-    step, op = call.schedule.plan.steps[number], call.ops[number]
+    step, op = call.schedule.plan.steps[number], call.binding.ops[number]
     if op is None:
         values[step.output] = _concat(step, values, instruction.slot, scratch)
         return
     x = values[step.inputs[0]]
     out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
     stash = stashes[call.stash_span[number]]
-    values[step.output] = op.recompute(x, _parameters_of(call, number, parameters), stash, out)
+    values[step.output] = op.recompute(x, call.binding.parameters_of(number, parameters), stash, out)
 
 
 def _differentiate(
@@ -227,9 +176,9 @@ def _differentiate(
     parameter_grads: list[torch.Tensor | None],
 ) -> None:
     number = instruction.step
-    step, op = call.schedule.plan.steps[number], call.ops[number]
+    step, op = call.schedule.plan.steps[number], call.binding.ops[number]
     assert op is not None
-    places = call.parameter_index[number]
+    places = call.binding.index[number]
     needs = (
         step.inputs[0] in call.requires_grad,
         *(p is not None and ~p in call.requires_grad for p in places),
@@ -239,7 +188,7 @@ def _differentiate(
         grad,
         values.get(step.inputs[0]),
         values.get(step.output),
-        _parameters_of(call, number, parameters),
+        call.binding.parameters_of(number, parameters),
         stashes[call.stash_span[number]],
         needs,
         owned,
@@ -266,22 +215,6 @@ def _is_fresh(result: torch.Tensor, grad: torch.Tensor) -> bool:
     return not result._is_view() and result.untyped_storage()._cdata != grad.untyped_storage()._cdata
 
 
-def _propagate_requires_grad(call: _Call, needs: tuple[bool, ...]) -> None:
-    """Which values have a gradient. Parameter p is written ~p (negative), beside the values' numbers."""
-    plan = call.schedule.plan
-    requires = {n for n in range(plan.input_count) if needs[n]}
-    requires |= {~p for p in range(len(call.parameters)) if needs[plan.input_count + p]}
-    for number, step in enumerate(plan.steps):
-        places = call.parameter_index[number]
-        if any(n in requires for n in step.inputs) or any(p is not None and ~p in requires for p in places):
-            requires.add(step.output)
-    call.requires_grad = requires
-
-
-def _parameters_of(call: _Call, number: int, parameters: Tensors) -> tuple[torch.Tensor | None, ...]:
-    return tuple(None if p is None else parameters[p] for p in call.parameter_index[number])
-
-
 def _scratch(lanes_bytes: tuple[int, ...], values: dict[int, torch.Tensor]) -> Tensors:
     """Buffers for this call alone, sized for their largest moment: growing concats would fragment the allocator."""
     device = next(iter(values.values())).device
@@ -296,13 +229,3 @@ def _view(
     count = math.prod(slot.size)
     flat = scratch[slot.lane].narrow(0, 0, count * dtype.itemsize).view(dtype)
     return flat.as_strided(slot.size, dense_strides(slot.size, memory_format))
-
-
-def _device_type(tensors: tuple[torch.Tensor | None, ...]) -> str:
-    return next((t.device.type for t in tensors if t is not None), "cpu")
-
-
-def _delayed_error(tensors: list[torch.Tensor]) -> Tensors:
-    fail = _autograd_functions.DelayedError(_DOUBLE_BACKWARD.encode(), len(tensors))
-    result: Any = fail(*[t.detach().requires_grad_() for t in tensors])
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
