@@ -280,6 +280,8 @@ def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return module.forward(*args, **kwargs)
     if id(module) not in recorder.paths:
         raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
+    if type(module) is nn.Identity and not has_hooks(module):
+        return module.forward(*args, **kwargs)  # nothing happens: a chain goes on behind it
     if _is_leaf(module):
         return recorder.call_leaf(module, args, kwargs)
     recorder.module_stack.append(recorder.paths[id(module)])

@@ -79,6 +79,17 @@ def test_a_forward_that_differentiates_is_refused() -> None:
         _record(body)
 
 
+def test_an_identity_leaves_no_trace() -> None:
+    net = Net(lambda net, x: net.norm(net.nothing(x)))
+    net.nothing = nn.Identity()
+    captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4),), {})
+    assert [node.op for node in captured.graph.nodes] == ["placeholder", "call_module", "output"]
+
+    net.nothing.register_forward_hook(lambda *_: None)
+    captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4),), {})
+    assert [node.target for node in captured.graph.nodes if node.op == "call_module"] == ["nothing", "norm"]
+
+
 def _data_dependent(net: Net, x: torch.Tensor) -> torch.Tensor:
     return x if x.sum() > 0 else -x
 
