@@ -1,11 +1,16 @@
 """What every test needs to know about the machine it runs on."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU, Triton's kernels run in its interpreter, which is chosen when they are defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,0 +1,86 @@
+"""The gradient of a feature once all its readers have run: what they summed, less the means they put off."""
+
+import torch
+
+from memopt.runtime.kernels import tiles
+from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels.library import define
+
+
+@triton.jit
+def _kernel(
+    gradient,
+    x,
+    mean,
+    constant,
+    slope,
+    out,
+    P,
+    C,
+    gradient_stride,
+    x_stride,
+    out_stride,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = c < C
+    row = p.to(tl.int64)[:, None]
+    there = (p < P)[:, None] & inside[None, :]
+    centre = tl.load(mean + c, mask=inside, other=0.0)
+    level = tl.load(constant + c, mask=inside, other=0.0)
+    steepness = tl.load(slope + c, mask=inside, other=0.0)
+    distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
+    total = tl.load(gradient + row * gradient_stride + c[None, :], mask=there, other=0.0)
+    total = total - level[None, :] - steepness[None, :] * distance
+    tl.store(out + row * out_stride + c[None, :], total.to(out.dtype.element_ty), mask=there)
+
+
+def launch(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    constant: torch.Tensor,
+    slope: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """Run the kernel; the arguments are those of the operator."""
+    positions, channels = x.shape
+    chosen = tiles.elementwise(channels)
+    _kernel[(tiles.cdiv(positions, chosen.positions), tiles.cdiv(channels, chosen.inner))](
+        gradient,
+        x,
+        mean,
+        constant,
+        slope,
+        out,
+        positions,
+        channels,
+        gradient.stride(0),
+        x.stride(0),
+        out.stride(0),
+        BP=chosen.positions,
+        BC=chosen.inner,
+        num_warps=chosen.warps,
+    )
+
+
+def compute(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    constant: torch.Tensor,
+    slope: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """The same in plain torch."""
+    out.copy_(gradient - constant - slope * (x.float() - mean))
+
+
+feature_gradient = define(
+    "feature_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor constant, Tensor slope, Tensor(a!) out) -> ()",
+    cuda=launch,
+    reference=compute,
+)
+"""gradient (P, C) float32, x and out (P, C), rows `stride(0)` apart; mean, constant, slope (C). out is written."""

@@ -1,0 +1,37 @@
+"""Registration of the operators. Through `torch.library.Library`: a mutating `custom_op` costs several times as much
+at every call, and a step makes thousands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("memopt", "DEF")
+NAMES: list[str] = []
+"""Every operator defined, for tests."""
+
+
+def define(schema: str, *, cuda: Callable[..., None], reference: Callable[..., None]) -> Callable[..., None]:
+    """Define an operator that writes into some of its arguments and returns nothing.
+
+    Args:
+        schema: "name(Tensor x, Tensor(a!) out, ...) -> ()".
+        cuda: launches the kernel.
+        reference: the same in plain torch, which runs on a CPU.
+
+    Returns:
+        The operator, to be called.
+    """
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, cuda, "CUDA")
+    _LIBRARY.impl(name, reference, "CPU")
+    torch.library.register_fake(f"memopt::{name}", _nothing, lib=_LIBRARY)
+    NAMES.append(name)
+    packet: Any = getattr(torch.ops.memopt, name)
+    operator: Callable[..., None] = packet.default
+    return operator
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """On fake tensors there is nothing to write."""

@@ -1,0 +1,159 @@
+"""y = act(norm(x)) · matrixᵀ + matrix_bias: norm, activation and 1×1 convolution without storing what lies between.
+
+The channels are normalised as they are loaded. The moments of y, which the next norm needs, leave from the same
+accumulators: one partial result for each tile of positions, merged by `merge_moments`.
+"""
+
+import torch
+
+from memopt.runtime.kernels import reference, tiles
+from memopt.runtime.kernels.language import activate, tl, triton
+from memopt.runtime.kernels.library import define
+from memopt.runtime.kernels.moments import partial_moments
+
+POSITIONS = 128
+"""Rows of one partial result of the moments."""
+
+
+@triton.jit
+def _kernel(
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    matrix,
+    matrix_bias,
+    y,
+    moments,
+    P,
+    C,
+    B,
+    x_stride,
+    y_stride,
+    tile_count,
+    eps,
+    parameter,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    BB: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    p = tile * BP + tl.arange(0, BP)
+    b = tl.program_id(1) * BB + tl.arange(0, BB)
+    rows, columns = p < P, b < B
+    x_rows = x + p.to(tl.int64)[:, None] * x_stride
+    total = tl.zeros((BP, BB), tl.float32)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        inside = c < C
+        scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+        scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
+        shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+        centre = tl.load(mean + c, mask=inside, other=0.0)
+        value = tl.load(x_rows + c[None, :], mask=rows[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        value = activate((value - centre[None, :]) * scale[None, :] + shift[None, :], ACTIVATION, parameter)
+        taken = tl.load(matrix + b[None, :] * C + c[:, None], mask=columns[None, :] & inside[:, None], other=0.0)
+        value = value.to(y.dtype.element_ty)
+        total = tl.dot(value, taken.to(y.dtype.element_ty), total, input_precision=PRECISION)
+    if HAS_BIAS:
+        total += tl.load(matrix_bias + b, mask=columns, other=0.0).to(tl.float32)[None, :]
+    result = total.to(y.dtype.element_ty)
+    there = rows[:, None] & columns[None, :]
+    tl.store(y + p.to(tl.int64)[:, None] * y_stride + b[None, :], result, mask=there)
+    if MOMENTS:
+        seen = tl.where(there, result.to(tl.float32), 0.0)
+        count = tl.minimum(P - tile * BP, BP)
+        average = tl.sum(seen, 0) / count
+        distance = tl.where(there, seen - average[None, :], 0.0)
+        tl.store(moments + b.to(tl.int64) * tile_count + tile, average, mask=columns)
+        tl.store(moments + (B + b).to(tl.int64) * tile_count + tile, tl.sum(distance * distance, 0), mask=columns)
+
+
+def launch(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    matrix: torch.Tensor,
+    matrix_bias: torch.Tensor | None,
+    allow_tf32: bool,
+    y: torch.Tensor,
+    moments: torch.Tensor | None,
+) -> None:
+    """Run the kernel; the arguments are those of the operator."""
+    positions, channels = x.shape
+    out_channels = len(matrix)
+    chosen = tiles.matmul_forward(channels, out_channels, y.element_size())
+    row_tiles = tiles.cdiv(positions, POSITIONS)
+    _kernel[(row_tiles, tiles.cdiv(out_channels, chosen.outer))](
+        x,
+        mean,
+        variance,
+        weight,
+        bias,
+        matrix,
+        matrix_bias,
+        y,
+        moments,
+        positions,
+        channels,
+        out_channels,
+        x.stride(0),
+        y.stride(0),
+        row_tiles,
+        eps,
+        parameter,
+        ACTIVATION=activation,
+        HAS_BIAS=matrix_bias is not None,
+        MOMENTS=moments is not None,
+        PRECISION="tf32" if allow_tf32 else "ieee",
+        BP=POSITIONS,
+        BC=chosen.inner,
+        BB=chosen.outer,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+
+
+def compute(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    matrix: torch.Tensor,
+    matrix_bias: torch.Tensor | None,
+    allow_tf32: bool,
+    y: torch.Tensor,
+    moments: torch.Tensor | None,
+) -> None:
+    """The same in plain torch."""
+    value = reference.activate(reference.normalised(x, mean, variance, weight, bias, eps), activation, parameter)
+    total = value.to(y.dtype).float() @ matrix.to(y.dtype).float().t()
+    if matrix_bias is not None:
+        total += matrix_bias.float()
+    y.copy_(total)
+    if moments is not None:
+        moments.copy_(partial_moments(y, POSITIONS))
+
+
+norm_act_matmul = define(
+    "norm_act_matmul(Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps, int activation, "
+    "float parameter, Tensor matrix, Tensor? matrix_bias, bool allow_tf32, Tensor(a!) y, Tensor(b!)? moments) -> ()",
+    cuda=launch,
+    reference=compute,
+)
+"""x (P, C), rows `x.stride(0)` apart; mean, variance, weight, bias (C); matrix (B, C); matrix_bias (B) or None; y
+(P, B) and moments (2, B, ⌈P / POSITIONS⌉) are written: each tile's mean and sum of squared distances from it."""

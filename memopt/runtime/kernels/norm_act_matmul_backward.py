@@ -1,0 +1,188 @@
+"""Backward of `norm_act_matmul` in one pass over x: recompute, data gradient, both sums, weight gradient.
+
+With dz = dy · matrix and d = dz · act'(norm(x)): gradient += scale · d (see `norm_act_sums` for the rest of the norm's
+data gradient), Σ d, Σ d·(x - mean) and dyᵀ · act(norm(x)). Each program keeps its part of the weight gradient in
+registers over many tiles of positions; the parts are added in a fixed order afterwards.
+"""
+
+import torch
+
+from memopt.runtime.kernels import reference, tiles
+from memopt.runtime.kernels.language import activate, activation_gradient, tl, triton
+from memopt.runtime.kernels.library import define
+
+
+@triton.jit
+def _kernel(
+    dy,
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    matrix,
+    gradient,
+    matrix_parts,
+    sums,
+    P,
+    C,
+    B,
+    dy_stride,
+    x_stride,
+    gradient_stride,
+    part_count,
+    NT,
+    eps,
+    parameter,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    BB: tl.constexpr,
+):
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    part = tl.program_id(1)
+    b = tl.arange(0, BB)
+    inside, columns = c < C, b < B
+    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
+    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    centre = tl.load(mean + c, mask=inside, other=0.0)
+    w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
+    w = w.to(dy.dtype.element_ty)
+    total = tl.zeros((BB, BC), tl.float32)
+    first = tl.zeros((BC,), tl.float32)
+    second = tl.zeros((BC,), tl.float32)
+    for step in range(0, NT):
+        p = (part * NT + step) * BP + tl.arange(0, BP)
+        rows = p < P
+        row = p.to(tl.int64)[:, None]
+        there = rows[:, None] & inside[None, :]
+        distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
+        g = tl.load(dy + row * dy_stride + b[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
+        place = gradient + row * gradient_stride + c[None, :]
+        before = tl.load(place, mask=there, other=0.0)
+        normalised = distance * scale[None, :] + shift[None, :]
+        d = tl.dot(g, w, input_precision=PRECISION)
+        d = tl.where(there, activation_gradient(normalised, d, ACTIVATION, parameter), 0.0)
+        tl.store(place, before + d * scale[None, :], mask=there)
+        activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0).to(dy.dtype.element_ty)
+        total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
+        first += tl.sum(d, 0)
+        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+    parts = matrix_parts + tl.cast(part, tl.int64) * B * C
+    tl.store(parts + b[:, None] * C + c[None, :], total, mask=columns[:, None] & inside[None, :])
+    tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
+    tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+
+
+def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
+    """Tiles, how many of them a program takes, and how many programs share the positions.
+
+    Depends on the shape alone, so that the order of the sums does.
+    """
+    chosen = tiles.matmul_backward(channels, out_channels, item_bytes)
+    rows = tiles.cdiv(positions, chosen.positions)
+    wanted = max(1, tiles.cdiv(tiles.PROGRAMS // 2, tiles.cdiv(channels, chosen.inner)))
+    repeats = tiles.cdiv(rows, wanted)
+    return chosen, repeats, tiles.cdiv(rows, repeats)
+
+
+def part_count(positions: int, channels: int, out_channels: int, item_bytes: int) -> int:
+    """Parts of the sums and of the weight gradient."""
+    return _split(positions, channels, out_channels, item_bytes)[2]
+
+
+def launch(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    matrix: torch.Tensor,
+    allow_tf32: bool,
+    gradient: torch.Tensor,
+    matrix_parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
+    """Run the kernel; the arguments are those of the operator."""
+    positions, channels = x.shape
+    out_channels = len(matrix)
+    chosen, repeats, parts = _split(positions, channels, out_channels, dy.element_size())
+    # Without tensor cores a thread holds more of a tile's operands: half the rows at a time, in the same parts.
+    halves = 2 if dy.dtype == torch.float32 and not allow_tf32 else 1
+    _kernel[(tiles.cdiv(channels, chosen.inner), parts)](
+        dy,
+        x,
+        mean,
+        variance,
+        weight,
+        bias,
+        matrix,
+        gradient,
+        matrix_parts,
+        sums,
+        positions,
+        channels,
+        out_channels,
+        dy.stride(0),
+        x.stride(0),
+        gradient.stride(0),
+        parts,
+        repeats * halves,
+        eps,
+        parameter,
+        ACTIVATION=activation,
+        PRECISION="tf32" if allow_tf32 else "ieee",
+        BP=chosen.positions // halves,
+        BC=chosen.inner,
+        BB=chosen.outer,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+
+
+def compute(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    matrix: torch.Tensor,
+    allow_tf32: bool,
+    gradient: torch.Tensor,
+    matrix_parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
+    """The same in plain torch."""
+    before = reference.normalised(x, mean, variance, weight, bias, eps)
+    activated = reference.activate(before, activation, parameter).to(dy.dtype).float()
+    dz = dy.float() @ matrix.to(dy.dtype).float()
+    d = reference.activation_gradient(before, dz, activation, parameter)
+    gradient += d * (weight.float() * torch.rsqrt(variance + eps))
+    chosen, repeats, _ = _split(len(x), x.shape[1], len(matrix), dy.element_size())
+    rows = chosen.positions * repeats
+    for kind, values in enumerate((d, d * (x.float() - mean))):
+        sums[kind].copy_(torch.stack([part.sum(0) for part in values.split(rows)], 1))
+    pairs = zip(dy.float().split(rows), activated.split(rows), strict=True)
+    matrix_parts.copy_(torch.stack([g.t() @ a for g, a in pairs]))
+
+
+norm_act_matmul_backward = define(
+    "norm_act_matmul_backward(Tensor dy, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, "
+    "float eps, int activation, float parameter, Tensor matrix, bool allow_tf32, Tensor(a!) gradient, "
+    "Tensor(b!) matrix_parts, Tensor(c!) sums) -> ()",
+    cuda=launch,
+    reference=compute,
+)
+"""dy (P, B), x (P, C), rows `stride(0)` apart; mean, variance, weight, bias (C); matrix (B, C), B at most
+`MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts), float32,
+are written, parts being `part_count`."""

@@ -1,0 +1,145 @@
+"""Sums over positions that a norm's gradient needs; where the norm reads an arena, its data gradient in the same pass.
+
+With d = dz · act'(norm(x)): Σ d and Σ d·(x - mean), in parts. `accumulate`: also gradient += scale · d. The rest of the
+norm's data gradient is affine in x for each channel and waits in two numbers (`finish_norm`) until the gradient of the
+channel is used (`feature_gradient`), so that all readers of a channel together pass over its gradient once each.
+"""
+
+import torch
+
+from memopt.runtime.kernels import reference, tiles
+from memopt.runtime.kernels.language import activation_gradient, tl, triton
+from memopt.runtime.kernels.library import define
+
+
+@triton.jit
+def _kernel(
+    dz,
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    gradient,
+    sums,
+    P,
+    C,
+    dz_stride,
+    x_stride,
+    gradient_stride,
+    part_count,
+    NT,
+    eps,
+    parameter,
+    ACTIVATION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    part = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = c < C
+    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
+    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    centre = tl.load(mean + c, mask=inside, other=0.0)
+    first = tl.zeros((BC,), tl.float32)
+    second = tl.zeros((BC,), tl.float32)
+    for step in range(0, NT):
+        p = (part * NT + step) * BP + tl.arange(0, BP)
+        row = p.to(tl.int64)[:, None]
+        there = (p < P)[:, None] & inside[None, :]
+        distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
+        d = tl.load(dz + row * dz_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
+        d = activation_gradient(distance * scale[None, :] + shift[None, :], d, ACTIVATION, parameter)
+        d = tl.where(there, d, 0.0)
+        first += tl.sum(d, 0)
+        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+        if ACCUMULATE:
+            place = gradient + row * gradient_stride + c[None, :]
+            tl.store(place, tl.load(place, mask=there, other=0.0) + d * scale[None, :], mask=there)
+    tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
+    tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+
+
+def part_count(positions: int, channels: int) -> int:
+    """Parts of the sums."""
+    chosen, repeats = tiles.reduction(channels, positions)
+    return tiles.cdiv(positions, chosen.positions * repeats)
+
+
+def launch(
+    dz: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    sums: torch.Tensor,
+    gradient: torch.Tensor | None,
+) -> None:
+    """Run the kernel; the arguments are those of the operator."""
+    positions, channels = x.shape
+    chosen, repeats = tiles.reduction(channels, positions)
+    parts = part_count(positions, channels)
+    _kernel[(parts, tiles.cdiv(channels, chosen.inner))](
+        dz,
+        x,
+        mean,
+        variance,
+        weight,
+        bias,
+        gradient,
+        sums,
+        positions,
+        channels,
+        dz.stride(0),
+        x.stride(0),
+        0 if gradient is None else gradient.stride(0),
+        parts,
+        repeats,
+        eps,
+        parameter,
+        ACTIVATION=activation,
+        ACCUMULATE=gradient is not None,
+        BP=chosen.positions,
+        BC=chosen.inner,
+        num_warps=chosen.warps,
+    )
+
+
+def compute(
+    dz: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    sums: torch.Tensor,
+    gradient: torch.Tensor | None,
+) -> None:
+    """The same in plain torch."""
+    before = reference.normalised(x, mean, variance, weight, bias, eps)
+    d = reference.activation_gradient(before, dz.float(), activation, parameter)
+    chosen, repeats = tiles.reduction(x.shape[1], len(x))
+    rows = chosen.positions * repeats
+    for kind, values in enumerate((d, d * (x.float() - mean))):
+        sums[kind].copy_(torch.stack([part.sum(0) for part in values.split(rows)], 1))
+    if gradient is not None:
+        gradient += d * (weight.float() * torch.rsqrt(variance + eps))
+
+
+norm_act_sums = define(
+    "norm_act_sums(Tensor dz, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps, "
+    "int activation, float parameter, Tensor(a!) sums, Tensor(b!)? gradient) -> ()",
+    cuda=launch,
+    reference=compute,
+)
+"""dz and x (P, C), rows `stride(0)` apart; mean, variance, weight, bias (C). sums (2, C, part_count) is written;
+gradient (P, C) float32 is added to, if given."""

@@ -1,0 +1,223 @@
+"""Arguments for every operator, of awkward sizes, with what it writes filled with NaN."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memopt.runtime.kernels import language
+from memopt.runtime.kernels import norm_act_matmul as forward_module
+from memopt.runtime.kernels import norm_act_matmul_backward as backward_module
+from memopt.runtime.kernels import norm_act_sums as sums_module
+from memopt.runtime.kernels.moments import part_rows
+from memopt.runtime.kernels.tiles import cdiv
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Positions, channels read, channels of the whole arena, channels made."""
+
+    positions: int
+    channels: int
+    arena: int
+    out: int
+
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(37, 12, 30, 13),
+    Shape(130, 48, 48, 48),
+    Shape(300, 70, 100, 20),
+    Shape(64, 17, 129, 128),
+)
+ACTIVATIONS = {
+    "identity": (language.IDENTITY, 0.0),
+    "relu": (language.RELU, 0.0),
+    "leaky": (language.LEAKY_RELU, 0.1),
+    "relu6": (language.RELU6, 0.0),
+    "elu": (language.ELU, 0.7),
+    "silu": (language.SILU, 0.0),
+    "gelu": (language.GELU, 0.0),
+    "gelu tanh": (language.GELU_TANH, 0.0),
+    "hardswish": (language.HARDSWISH, 0.0),
+    "sigmoid": (language.SIGMOID, 0.0),
+    "tanh": (language.TANH, 0.0),
+}
+
+
+class Maker:
+    """Random tensors from a seed of its own."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: str, centre: float) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.generator = torch.Generator().manual_seed(zlib.crc32(repr((shape, str(dtype))).encode()))
+        self.centre = centre
+
+    def normal(self, *size: int) -> torch.Tensor:
+        return torch.randn(size, generator=self.generator).to(self.device)
+
+    def arena(self) -> torch.Tensor:
+        """An interval of an arena: rows further apart than they are long."""
+        whole = (self.normal(self.shape.positions, self.shape.arena) + self.centre).to(self.dtype)
+        start = (self.shape.arena - self.shape.channels) // 2
+        return whole[:, start : start + self.shape.channels]
+
+    def rows(self, channels: int) -> torch.Tensor:
+        return self.normal(self.shape.positions, channels).to(self.dtype)
+
+    def empty(self, *size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.full(size, NAN, dtype=dtype, device=self.device)
+
+    def norm(self, channels: int, centre: float = 0.0) -> tuple[torch.Tensor, ...]:
+        """Mean, variance, weight, bias."""
+        variance = self.normal(channels).square() + 0.5
+        return self.normal(channels) + centre, variance, self.normal(channels) + 1, self.normal(channels)
+
+
+Case = Callable[[Maker, tuple[int, float]], dict[str, Any]]
+
+
+def moments(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    parts = cdiv(s.positions, part_rows(s.positions, s.channels))
+    return {
+        "x": m.arena(),
+        "moments": m.empty(2, s.channels, parts),
+        "copy": m.empty(s.positions, s.channels, dtype=m.dtype),
+    }
+
+
+def merge_moments(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    rows = 7
+    parts = cdiv(s.positions, rows)
+    counts = (s.positions - torch.arange(parts) * rows).clamp(max=rows).to(m.device)
+    squares = m.normal(s.channels, parts).square() * counts
+    return {
+        "moments": torch.stack([m.normal(s.channels, parts) + m.centre, squares]),
+        "positions": s.positions,
+        "rows": rows,
+        "mean": m.empty(s.channels),
+        "variance": m.empty(s.channels),
+    }
+
+
+def norm_act(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    z = m.empty(s.positions, s.channels, dtype=m.dtype)
+    return _normed(m, act, x=m.arena()) | {"z": z}
+
+
+def norm_act_sums(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    parts = sums_module.part_count(s.positions, s.channels)
+    return {
+        "dz": m.rows(s.channels),
+        **_normed(m, act, x=m.arena()),
+        "sums": m.empty(2, s.channels, parts),
+        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+    }
+
+
+def finish_norm(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    channels = m.shape.channels
+    _, variance, weight, _ = m.norm(channels)
+    return {
+        "sums": m.normal(2, channels, 5),
+        "variance": variance,
+        "weight": weight,
+        "eps": 1e-5,
+        "positions": m.shape.positions,
+        "weight_gradient": m.empty(channels),
+        "bias_gradient": m.empty(channels),
+        "constant": m.normal(channels),
+        "slope": m.normal(channels),
+    }
+
+
+def norm_act_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    return {
+        "dz": m.rows(s.channels),
+        **_normed(m, act, x=m.arena()),
+        "constant": m.normal(s.channels),
+        "slope": m.normal(s.channels),
+        "dx": m.empty(s.positions, s.channels, dtype=m.dtype),
+    }
+
+
+def feature_gradient(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    return {
+        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+        "x": m.arena(),
+        "mean": m.normal(s.channels) + m.centre,
+        "constant": m.normal(s.channels),
+        "slope": m.normal(s.channels),
+        "out": m.empty(s.positions, s.channels, dtype=m.dtype),
+    }
+
+
+def norm_act_matmul(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    parts = cdiv(s.positions, forward_module.POSITIONS)
+    return {
+        **_normed(m, act, x=m.arena()),
+        "matrix": m.normal(s.out, s.channels),
+        "matrix_bias": m.normal(s.out),
+        "allow_tf32": False,
+        "y": m.empty(s.positions, s.out, dtype=m.dtype),
+        "moments": m.empty(2, s.out, parts),
+    }
+
+
+def norm_act_matmul_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    dy = m.rows(s.out)
+    parts = backward_module.part_count(s.positions, s.channels, s.out, dy.element_size())
+    return {
+        "dy": dy,
+        **_normed(m, act, x=m.arena()),
+        "matrix": m.normal(s.out, s.channels),
+        "allow_tf32": False,
+        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+        "matrix_parts": m.empty(parts, s.out, s.channels),
+        "sums": m.empty(2, s.channels, parts),
+    }
+
+
+def _normed(m: Maker, act: tuple[int, float], x: torch.Tensor) -> dict[str, Any]:
+    mean, variance, weight, bias = m.norm(m.shape.channels, m.centre)
+    return {
+        "x": x,
+        "mean": mean,
+        "variance": variance,
+        "weight": weight,
+        "bias": bias,
+        "eps": 1e-5,
+        "activation": act[0],
+        "parameter": act[1],
+    }
+
+
+CASES: dict[str, Case] = {
+    case.__name__: case
+    for case in (
+        moments,
+        merge_moments,
+        norm_act,
+        norm_act_sums,
+        finish_norm,
+        norm_act_backward,
+        feature_gradient,
+        norm_act_matmul,
+        norm_act_matmul_backward,
+    )
+}
+WITH_ACTIVATION = ("norm_act", "norm_act_sums", "norm_act_backward", "norm_act_matmul", "norm_act_matmul_backward")
+OPTIONAL = ("copy", "gradient", "matrix_bias", "moments", "constant", "slope")
+"""Arguments that may be None."""

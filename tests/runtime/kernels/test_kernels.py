@@ -1,0 +1,156 @@
+"""Every kernel computes what its plain-torch reference does: interpreted on a CPU, compiled on a GPU."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memopt.runtime import kernels
+from memopt.runtime.kernels.library import NAMES
+from tests.runtime.kernels.cases import ACTIVATIONS, CASES, OPTIONAL, SHAPES, WITH_ACTIVATION, Maker, Shape
+
+for name in CASES:
+    importlib.import_module(f"memopt.runtime.kernels.{name}")
+
+# Triton's interpreter makes scalars of one-element arrays, and numpy speaks where a GPU does not.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+RELU = ACTIVATIONS["relu"]
+
+
+def launcher(name: str) -> Callable[..., None]:
+    launch: Callable[..., None] = importlib.import_module(f"memopt.runtime.kernels.{name}").launch
+    return launch
+
+
+def reference(name: str) -> Callable[..., None]:
+    compute: Callable[..., None] = importlib.import_module(f"memopt.runtime.kernels.{name}").compute
+    return compute
+
+
+def make(
+    name: str,
+    shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    activation: tuple[int, float] = RELU,
+    centre: float = 0.0,
+    device: str = DEVICE,
+) -> dict[str, Any]:
+    return CASES[name](Maker(shape, dtype, device, centre), activation)
+
+
+def assert_close(actual: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            want, got = value.double(), actual[key].double()
+            assert not want.isnan().any(), f"{key} was not written by the reference"
+            assert not got.isnan().any(), f"{key} was not written everywhere"
+            assert (got - want).norm() <= tolerance * want.norm().clamp(min=1e-3), key
+
+
+def check(name: str, tolerance: float, without: str | None = None, **options: Any) -> None:
+    actual, expected = make(name, **options), make(name, **options)
+    if without is not None:
+        actual[without] = expected[without] = None
+    launcher(name)(*actual.values())
+    reference(name)(*expected.values())
+    assert_close(actual, expected, tolerance)
+
+
+def test_every_operator_has_a_case() -> None:
+    files = {path.stem for path in Path(kernels.__path__[0]).glob("*.py") if "define(" in path.read_text()}
+    assert set(CASES) == set(NAMES) == files - {"library"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_equals_reference(name: str, shape: Shape, dtype: torch.dtype) -> None:
+    check(name, TOLERANCES[dtype], shape=shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", WITH_ACTIVATION)
+def test_activations(name: str, activation: str) -> None:
+    check(name, 1e-5, shape=Shape(40, 9, 20, 16), activation=ACTIVATIONS[activation])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_optional_arguments(name: str) -> None:
+    shape = Shape(40, 9, 20, 16)
+    given = [key for key in make(name, shape) if key in OPTIONAL]
+    written = {"merge_moments": ["moments"], "moments": ["moments"], "norm_act_matmul_backward": ["gradient"]}
+    needed = written.get(name, []) + (["constant", "slope", "gradient"] if name.endswith("_gradient") else [])
+    needed += ["constant", "slope"] if name == "norm_act_backward" else []
+    for key in given:
+        if key in needed:
+            continue
+        if key == "slope":  # goes with `constant`
+            continue
+        actual, expected = make(name, shape), make(name, shape)
+        for arguments in (actual, expected):
+            arguments[key] = None
+            if key == "constant":
+                arguments["slope"] = None
+        launcher(name)(*actual.values())
+        reference(name)(*expected.values())
+        assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["moments", "merge_moments"])
+def test_moments_of_inputs_far_from_zero(name: str) -> None:
+    """Against float64: mean 100 times the deviation."""
+    arguments = make(name, Shape(1000, 5, 8, 1), centre=100.0)
+    launcher(name)(*arguments.values())
+    if name == "merge_moments":
+        exact = make(name, Shape(1000, 5, 8, 1), centre=100.0)
+        reference(name)(*exact.values())
+        torch.testing.assert_close(arguments["variance"], exact["variance"], rtol=1e-6, atol=0)
+        return
+    averages, squares = arguments["moments"].double().unbind()
+    rows = arguments["x"].double().split(importlib.import_module("memopt.runtime.kernels.moments").part_rows(1000, 5))
+    for index, part in enumerate(rows):
+        torch.testing.assert_close(averages[:, index], part.mean(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(squares[:, index], (part - part.mean(0)).square().sum(0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["norm_act", "norm_act_matmul"])
+def test_nan_and_infinity_stay(name: str) -> None:
+    arguments = make(name, Shape(20, 4, 4, 4))
+    x = arguments["x"]
+    x[3, 1], x[5, 2], x[7, 0] = float("nan"), float("inf"), float("-inf")
+    launcher(name)(*arguments.values())
+    result = arguments.get("z", arguments.get("y"))
+    expected = make(name, Shape(20, 4, 4, 4))
+    expected["x"][:] = x
+    reference(name)(*expected.values())
+    want = expected.get("z", expected.get("y"))
+    assert torch.equal(result.isnan(), want.isnan())
+    assert torch.equal(result.isinf(), want.isinf())
+    assert result[3].isnan().any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_every_time(name: str) -> None:
+    shape = Shape(300, 70, 100, 20)
+    first, second = make(name, shape), make(name, shape)
+    launcher(name)(*first.values())
+    launcher(name)(*second.values())
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str) -> None:
+    operator = getattr(torch.ops.memopt, name).default
+    arguments = make(name, Shape(37, 12, 30, 13))
+    torch.library.opcheck(operator, tuple(arguments.values()))
