@@ -21,6 +21,14 @@ def describe(error: BaseException, place: str | None = None) -> str:
     return f"{type(error).__name__}: {text}" + (f" ({where})" if where else "")
 
 
+def kind_of(value: object) -> str:
+    """What a value is, with its article: "an int", "None"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def _where(error: BaseException, place: str | None) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if place is not None:

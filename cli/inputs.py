@@ -40,21 +40,35 @@ def make_inputs(
         device_type: where the model will run, for the default batch.
 
     Raises:
-        CommandError: a shape does not parse, or none can be inferred.
+        CommandError: a shape does not parse, the shapes are of different batches, or none can be inferred.
     """
     if given and batch_size is not None:
         raise CommandError(
             "--batch-size and --input were both given. Leave --batch-size out: the first size of --input is the batch."
         )
     shapes = [_parse(text) for text in given] or [_inferred(model, batch_size, device_type)]
+    _require_one_batch(shapes)
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
 def _parse(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*([x×][1-9]\d*)*", text):
+    if not re.fullmatch(r"-?\d+([x×]-?\d+)*", text):
         raise CommandError(f"--input {text!r} is not a shape. Write sizes joined by x, for example 64x3x32x32.")
-    return tuple(int(size) for size in re.split("[x×]", text))
+    sizes = tuple(int(size) for size in re.split("[x×]", text))
+    if min(sizes) < 1:
+        raise CommandError(f"--input {text!r}: sizes must be positive, for example 64x3x32x32.")
+    return sizes
+
+
+def _require_one_batch(shapes: Sequence[tuple[int, ...]]) -> None:
+    for shape in shapes:
+        if shape[0] != shapes[0][0]:
+            first, other = ("x".join(map(str, each)) for each in (shapes[0], shape))
+            raise CommandError(
+                f"--input {first} and --input {other} differ in their first size, which is the batch. Give every "
+                "--input the same first size, or use memopt.compare in Python with inputs of your own."
+            )
 
 
 def _inferred(model: nn.Module, batch_size: int | None, device_type: str) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
 """From the options to what a command needs: a model that can be made, inputs it takes, where and how."""
 
 import argparse
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import nn
@@ -78,13 +81,54 @@ def _device(name: str) -> torch.device:
 def _probe(job: Job, model: nn.Module) -> None:
     samples = [tensor[:PROBE_SAMPLES].to(job.device) for tensor in job.inputs]
     model = model.to(job.device)
+    _require_an_input_for_each_argument(job, model)
     try:
-        with seeded(0, job.device), torch.no_grad(), autocast(model, job.amp):
-            model(*samples)
+        _run(job, model, samples)
     except Exception as error:
+        if _takes_integers(job, model, samples):
+            raise CommandError(
+                f"{job.target.name} takes integer inputs, which the command does not make. Use memopt.apply or "
+                "memopt.compare in Python with inputs of your own."
+            ) from error
         shapes = ", ".join("x".join(map(str, sample.shape)) for sample in samples)
         dtype = str(job.dtype).removeprefix("torch.")
         raise CommandError(
             f"{job.target.name} refuses {dtype} input of shape {shapes}: {describe(error, job.target.file)}. "
             "Give the shape it takes with --input."
         ) from error
+
+
+def _require_an_input_for_each_argument(job: Job, model: nn.Module) -> None:
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*job.inputs)
+    except TypeError as error:
+        inputs = f"{len(job.inputs)} input" + ("s" if len(job.inputs) > 1 else "")
+        raise CommandError(
+            f"{job.target.name}.forward({', '.join(signature.parameters)}) does not fit {inputs}: {error}. "
+            "Give one --input for each argument of forward."
+        ) from error
+
+
+def _run(job: Job, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    with seeded(0, job.device), torch.no_grad(), autocast(model, job.amp):
+        model(*inputs)
+
+
+def _takes_integers(job: Job, model: nn.Module, samples: Sequence[torch.Tensor]) -> bool:
+    """Whether the model runs once some of its inputs are integers: class numbers, tokens."""
+    *choices, _as_they_are = product((True, False), repeat=len(samples))
+    for choice in choices:
+        mixed = [
+            sample.new_zeros(sample.shape, dtype=torch.int64) if c else sample
+            for sample, c in zip(samples, choice, strict=True)
+        ]
+        try:
+            _run(job, model, mixed)
+        except Exception:
+            continue
+        return True
+    return False

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import CommandError, describe
+from .errors import CommandError, describe, kind_of
 
 FORM = "Write TARGET as path/file.py:Name or package.module:Name"
 NAMES_SHOWN = 8
@@ -63,8 +63,8 @@ def load_target(text: str, arguments: dict[str, Any]) -> Target:
         return Target(text, name, file, lambda: copy.deepcopy(found))
     if not callable(found):
         raise CommandError(
-            f"{text} is a {type(found).__name__}. Name a class, a function that returns a torch.nn.Module, "
-            "or a module instance."
+            f"{text} is {kind_of(found)}. Name a class, a function that returns a torch.nn.Module, or a module "
+            "instance."
         )
     _require_fitting(found, name, arguments)
     return Target(text, name, file, lambda: _build(found, name, arguments, file))
@@ -142,9 +142,13 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _import_failure(place: str, error: BaseException) -> str:
-    remedy = "Mend it, or install what it imports"
-    if "relative import" in str(error):
+    remedy = "Mend it"
+    if isinstance(error, SystemExit):
+        remedy = "Put what it runs under if __name__ == '__main__'"
+    elif "relative import" in str(error):
         remedy = "Name it as package.module:Name, from the folder that holds the package"
+    elif isinstance(error, ImportError):
+        remedy = "Install what it imports, or mend it"
     return f"Importing {place} failed: {describe(error, place)}. {remedy}."
 
 
@@ -182,7 +186,8 @@ def _require_fitting(found: Callable[..., Any], name: str, arguments: dict[str, 
     missing = [p.name for p in named if p.default is p.empty and p.name not in arguments]
     if missing:
         given = " ".join(f"--arg {key}=VALUE" for key in missing)
-        raise CommandError(f"{name} needs {', '.join(missing)}, which have no default. Give {given}.")
+        have = "has" if len(missing) == 1 else "have"
+        raise CommandError(f"{name} needs {', '.join(missing)}, which {have} no default. Give {given}.")
 
 
 def _build(found: Callable[..., Any], name: str, arguments: dict[str, Any], file: str) -> nn.Module:
@@ -192,7 +197,5 @@ def _build(found: Callable[..., Any], name: str, arguments: dict[str, Any], file
     except Exception as error:
         raise CommandError(f"{call} raised {describe(error, file)}. Mend the model or its --arg.") from error
     if not isinstance(model, nn.Module):
-        raise CommandError(
-            f"{call} returned a {type(model).__name__}, not a torch.nn.Module. Name what makes the model."
-        )
+        raise CommandError(f"{call} returned {kind_of(model)}, not a torch.nn.Module. Name what makes the model.")
     return model

@@ -37,8 +37,13 @@ def nothing():
     return [1]
 
 
+def both(a, b):
+    pass
+
+
 instance = Tiny(2)
 number = 3
+missing = None
 """
 
 

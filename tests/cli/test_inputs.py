@@ -34,7 +34,7 @@ def test_large_images_come_in_smaller_batches_on_a_cpu() -> None:
 
 def test_given_shapes_are_taken() -> None:
     assert shapes(nn.ReLU(), "2x3x8x8") == [(2, 3, 8, 8)]
-    assert shapes(nn.ReLU(), "2x3", "4", "5×6") == [(2, 3), (4,), (5, 6)]
+    assert shapes(nn.ReLU(), "2x3", "2", "2×6") == [(2, 3), (2,), (2, 6)]
 
 
 def test_values_are_the_same_at_every_call_and_in_the_dtype() -> None:
@@ -44,10 +44,22 @@ def test_values_are_the_same_at_every_call_and_in_the_dtype() -> None:
     assert first[0].std() > 0.5
 
 
-@pytest.mark.parametrize("text", ["", "3x", "ax3", "0x3", "3x-1", "3,3", "2x3x 8"])
+@pytest.mark.parametrize("text", ["", "3x", "ax3", "3,3", "2x3x 8", "--1x2"])
 def test_shapes_that_do_not_parse(text: str) -> None:
     with pytest.raises(CommandError, match=r"is not a shape. Write sizes joined by x, for example 64x3x32x32"):
         shapes(nn.Linear(3, 3), text)
+
+
+@pytest.mark.parametrize("text", ["0x3x8x8", "3x-1", "0"])
+def test_sizes_are_positive(text: str) -> None:
+    with pytest.raises(CommandError, match=rf"^--input '{text}': sizes must be positive, for example 64x3x32x32\.$"):
+        shapes(nn.Linear(3, 3), text)
+
+
+def test_inputs_share_their_first_size() -> None:
+    fact = r"^--input 4x3x8x8 and --input 3x1 differ in their first size, which is the batch\."
+    with pytest.raises(CommandError, match=fact + r" Give every --input the same first size, or use memopt\.compare"):
+        shapes(nn.ReLU(), "4x3x8x8", "4x2", "3x1")
 
 
 def test_shapes_that_cannot_be_inferred() -> None:

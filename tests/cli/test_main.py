@@ -164,6 +164,24 @@ BAD_INPUT = {
     "constructor fails": (("{tiny}:Tiny", "--arg", "growth=x"), "Mend the model or its --arg"),
     "argument does not parse": (("{tiny}:Tiny", "--arg", "growth"), "does not parse"),
     "shape is refused": (("{tiny}:Tiny", "--input", "4x5x8x8"), "Tiny refuses float32 input of shape 2x5x8x8"),
+    "integers are embedded": (
+        ("{embedding}:Net", "--input", "4x7"),
+        "Net takes integer inputs, which the command does not make. Use memopt.apply or memopt.compare in Python "
+        "with inputs of your own.",
+    ),
+    "integers beside floats": (("{embedding}:Mixed", "--input", "4x7", "--input", "4x4"), "takes integer inputs"),
+    "an argument too few": (
+        ("{two}:Net", "--input", "4x3"),
+        "Net.forward(x, age) does not fit 1 input: missing a required argument: 'age'. Give one --input for each "
+        "argument of forward.",
+    ),
+    "an argument too few, inferred": (("{two}:Net",), "does not fit 1 input"),
+    "an argument too many": (
+        ("{tiny}:Tiny", "--input", "2x3x8x8", "--input", "2x1"),
+        "forward(x) does not fit 2 inputs",
+    ),
+    "unequal batches": (("{two}:Net", "--input", "4x3", "--input", "3x1"), "Give every --input the same first size"),
+    "a size of nothing": (("{tiny}:Tiny", "--input", "0x3x8x8"), "sizes must be positive"),
     "shape does not parse": (("{tiny}:Tiny", "--input", "4,3"), "is not a shape"),
     "cannot be captured": (("{branching}:Net",), "Move"),
     "no CUDA": (("{tiny}:Tiny", "--device", "cuda"), "sees no CUDA device here. Use --device cpu"),
@@ -171,7 +189,7 @@ BAD_INPUT = {
     "frozen": (("{frozen}:net",), "Unfreeze at least one"),
     "no loss": (("{lossless}:Net",), "no loss can be made"),
     "unwritable document": (("{tiny}:Tiny", "--json", "{folder}/absent/x.json"), "cannot be written"),
-    "numerics that do not exist": (("{tiny}:Tiny", "--numerics", "fast"), "Use 'auto' or 'exact'"),
+    "numerics that do not exist": (("{tiny}:Tiny", "--numerics", "bold"), "invalid choice"),
     "autocast of another dtype": (("{tiny}:Tiny", "--amp", "bf16", "--dtype", "fp16"), "Leave one of them out"),
     "batch of nothing": (("{tiny}:Tiny", "--batch-size", "0"), "not a whole number above 0"),
     "unknown option": (("{tiny}:Tiny", "--bogus"), "Unrecognized arguments: --bogus. See memopt --help"),
@@ -189,8 +207,24 @@ SOURCES = {
         "        y = super().forward(x)\n"
         "        return y if y.sum() > 0 else -y\n"
     ),
+    "embedding": (
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)\n"
+        "    def forward(self, x): return self.head(self.table(x)).mean(1)\n"
+        "class Mixed(Net):\n"
+        "    def forward(self, x, y): return super().forward(x) + self.head(y)\n"
+    ),
     "empty": "from torch import nn\nNet = nn.ReLU\n",
     "frozen": "from torch import nn\ndef net(): return nn.Linear(3, 3).requires_grad_(False)\n",
+    "two": (
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self): super().__init__(3, 3)\n"
+        "    def forward(self, x, age): return super().forward(x) + age\n"
+    ),
     "lossless": (
         "from torch import nn\n"
         "class Net(nn.Linear):\n"

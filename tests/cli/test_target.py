@@ -66,7 +66,8 @@ def test_a_class_can_be_found_again_by_its_module(tiny: str) -> None:
         ("{folder}:Tiny", r"There is no file"),
         ("user_absent.module:Net", r"There is no module user_absent.module to import from here. Write TARGET"),
         ("{tiny}:Tinny", r"tiny.py has no Tinny. It has Tiny"),
-        ("{tiny}:number", r":number is a int. Name a class, a function"),
+        ("{tiny}:number", r":number is an int. Name a class, a function"),
+        ("{tiny}:missing", r":missing is None. Name a class"),
         ("{tiny}:Tiny.absent", r"has no Tiny.absent"),
     ],
 )
@@ -92,11 +93,14 @@ def test_other_names_are_offered_and_imported_ones_are_not(write) -> None:
     [
         (
             "import user_absent_library",
-            r"ModuleNotFoundError: No module named 'user_absent_library' \(.*broken.py, line 1\)",
+            r"ModuleNotFoundError: No module named 'user_absent_library' \(.*broken.py, line 1\). Install what it",
         ),
-        ("x = 1\n1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
-        ("def f(:\n", r"SyntaxError: .* \(.*broken.py, line 1\)"),
-        ("import sys\nsys.exit(3)", r"SystemExit: 3 \(.*broken.py, line 2\)"),
+        ("x = 1\n1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 2\)\. Mend it\.$"),
+        ("def f(:\n", r"SyntaxError: .* \(.*broken.py, line 1\).*\. Mend it\.$"),
+        (
+            "import sys\nsys.exit(3)",
+            r"SystemExit: 3 \(.*broken.py, line 2\)\. Put what it runs under if __name__ == '__main__'\.$",
+        ),
         ("from .part import Net", r"attempted relative import.*Name it as package.module:Name"),
     ],
 )
@@ -117,11 +121,13 @@ def test_import_errors_inside_a_package(write, tmp_path: Path, monkeypatch) -> N
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("factory", {}, r"factory needs growth, which have no default. Give --arg growth=VALUE\.$"),
+        ("factory", {}, r"factory needs growth, which has no default. Give --arg growth=VALUE\.$"),
+        ("both", {}, r"both needs a, b, which have no default. Give --arg a=VALUE --arg b=VALUE\.$"),
         ("Tiny", {"grwth": 3}, r"Tiny has no argument grwth. It takes: growth, layers, classes\.$"),
         ("instance", {"growth": 3}, r"is a module already and takes no arguments. Leave --arg out"),
         ("Tiny", {"growth": "a"}, r"Tiny\(growth='a'\) raised \w+Error: .*tiny.py, line \d+\). Mend"),
         ("nothing", {}, r"nothing\(\) returned a list, not a torch.nn.Module"),
+        ("both", {"a": 1, "b": 2}, r"both\(a=1, b=2\) returned None, not a torch.nn.Module"),
     ],
 )
 def test_arguments_that_do_not_fit(tiny: str, name: str, arguments: dict[str, object], message: str) -> None:
