@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -290,6 +292,31 @@ def test_version_and_help(argv: list[str], text: str, capsys: pytest.CaptureFixt
         main(argv)
     assert stop.value.code == 0
     assert text in capsys.readouterr().out
+
+
+WITHOUT_NUMPY = """
+import sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] == "numpy" else find_spec(name, *rest)
+from memopt_cli.main import main
+
+import warnings
+warnings.warn("Failed to initialize something else")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_absent_numpy_is_not_worth_a_word(tiny: str, small, tmp_path: Path) -> None:
+    root = Path(memopt.__file__).parents[1]
+    (tmp_path / "memopt_cli").symlink_to(Path(memopt_cli.main.__file__).parent)
+    argv = [sys.executable, "-c", WITHOUT_NUMPY, "explain", f"{tiny}:Tiny", *small]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
+    result = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "NumPy" not in result.stderr
+    assert "Failed to initialize something else" in result.stderr
 
 
 def test_the_processs_own_arguments_are_taken(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
