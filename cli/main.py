@@ -6,9 +6,11 @@ import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 import memopt
+from memopt.api import NOT_RUN_YET
 from memopt.measure import Comparison, StepError
 from memopt.measure.memory import is_out_of_memory
 from memopt.measure.step import autocast, on_device
@@ -90,8 +92,13 @@ def _explain(options: argparse.Namespace) -> int:
         model = job.make_model().to(job.device)
         with autocast(model, job.amp):
             memopt.apply(model, on_device(job.inputs, job.device), config=job.config)
-    print_explanation(memopt.explain(model), options.target, sys.stdout)
+    print_explanation(_without_a_step(memopt.explain(model)), options.target, sys.stdout)
     return DONE
+
+
+def _without_a_step(explanation: memopt.Explanation) -> memopt.Explanation:
+    """Here the rewritten forward never runs, which is then not worth a note."""
+    return replace(explanation, notes=tuple(note for note in explanation.notes if note != NOT_RUN_YET))
 
 
 def _line(error: Exception) -> str:

@@ -25,6 +25,8 @@ from memopt.runtime import take_blas_workspaces
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+NOT_RUN_YET = "The rewritten forward has not run yet."
+
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
 
 
@@ -85,8 +87,8 @@ def explain(model: nn.Module) -> Explanation:
         return Explanation(True, False, False, (), (note,))
     known = rewriter.latest.explanation
     notes = known.notes
-    if not rewriter.ran:
-        notes = (*notes, "The rewritten forward has not run yet.")
+    if known.rewritten and not rewriter.ran:
+        notes = (*notes, NOT_RUN_YET)
     return Explanation(True, known.captured, rewriter.ran, known.chains, notes)
 
 

@@ -123,7 +123,9 @@ def test_example_inputs_record_and_verify_now() -> None:
     assert explanation.captured
     assert len(explanation.rewritten) == len(explanation.chains) > 0
     assert not explanation.ran
+    assert "The rewritten forward has not run yet." in explanation.notes
     assert_trains_alike(dense_net(), model, images(4))
+    assert memopt.explain(model).notes == ()
 
 
 def test_verification_leaves_the_models_state_alone() -> None:
@@ -197,6 +199,8 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_warns_once() -> None:
     train_step(model, (images(3),))
 
     assert_same(train_step(Branching(), (images(),)), first)
+    (note,) = memopt.explain(model).notes
+    assert "forward needs the value of a tensor" in note
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -103,6 +103,7 @@ def test_explain_lists_chains_and_reasons(run: Run, tiny: str, small) -> None:
     assert (status, err) == (0, "")
     assert "3 chains found, 3 rewritten, 0 left alone" in out
     assert "dense block" in out
+    assert "Note" not in out
 
 
 def test_options_reach_model_and_inputs(run: Run, tiny: str) -> None:
