@@ -1,5 +1,7 @@
 """Which forward runs: decided at every call from the inputs and from the state of the modules."""
 
+import os
+import sys
 import threading
 import warnings
 from collections import Counter, OrderedDict
@@ -18,6 +20,10 @@ from memopt.ir import Explanation
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
 
 Plain = Callable[..., Any]
+
+_FOLDERS = *torch.__path__, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_NOT_THE_USERS = *(folder + os.sep for folder in _FOLDERS), "<eval_with_key>"
+"""How file names begin whose frames are not the user's: torch, this package, generated forwards."""
 
 CACHED_FORWARDS = 32
 """Rewritten forwards kept for one module. The least recently used one goes first."""
@@ -122,7 +128,7 @@ class Rewriter:
             self._refusals[reason] += 1
             first = self._refusals[reason] == 1
         if first:
-            warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=2)
+            warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=_callers_level())
 
 
 def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
@@ -130,6 +136,14 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Si
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
     # Replicas of nn.DataParallel differ from their original in bookkeeping alone, but live on other devices.
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
+
+
+def _callers_level() -> int:
+    """For a warning: how far above the caller of this the frame is that is neither memopt's nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _under_another_tool() -> bool:

@@ -1,6 +1,7 @@
 """Which forward runs: with gradients, under other tools, on replicas, after the module has changed."""
 
 import copy
+import sys
 import threading
 from typing import Any
 
@@ -85,6 +86,30 @@ def _another(old: nn.Module) -> nn.Module:
         return nn.BatchNorm2d(old.num_features, eps=0.1)
     assert isinstance(old, nn.Conv2d)
     return nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding, bias=True)
+
+
+@pytest.mark.parametrize("call", ["directly", "inside modules", "after a hook"])
+def test_the_warning_points_at_the_users_call(call: str) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight if bool(x.sum() > 0) else x
+
+    model: nn.Module = memopt.apply(Branching())
+    if call == "after a hook":
+        model.register_forward_hook(lambda module, args, output: None)
+    elif call == "inside modules":
+        model = nn.Sequential(nn.Sequential(model))
+
+    line = sys._getframe().f_lineno + 2
+    with pytest.warns(UserWarning, match="memopt left Branching as it is") as caught:
+        model(images())
+
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == (__file__, line)
 
 
 def test_replicas_of_data_parallel_run_on_their_own_weights() -> None:
