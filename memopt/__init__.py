@@ -9,7 +9,7 @@ source tree for the architecture.
 
 from memopt.api import apply, compare, explain, remove
 from memopt.config import Config
-from memopt.errors import CaptureError, ConfigError, EquivalenceError, MemoptError
+from memopt.errors import CaptureError, ConfigError, EquivalenceError, MemoptError, ModelError
 from memopt.ir import ChainReport, Explanation
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "EquivalenceError",
     "Explanation",
     "MemoptError",
+    "ModelError",
     "apply",
     "compare",
     "explain",

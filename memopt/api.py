@@ -11,7 +11,7 @@ from torch import nn
 
 from memopt.capture import Captured, capture
 from memopt.config import Config
-from memopt.errors import CaptureError, EquivalenceError
+from memopt.errors import CaptureError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
 from memopt.ir import ChainReport, Explanation, Level
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
@@ -46,6 +46,7 @@ def apply(
         config: what to do; `memopt.Config()` if None.
 
     Raises:
+        ModelError: `model` is no module, but its class or something else.
         CaptureError: `example_inputs` are given and forward cannot be recorded, or the model is of a kind that
             cannot be rewritten (a ScriptModule, a compiled model); the message says what to do instead.
         EquivalenceError: the rewritten model computes something else than the untouched one. The model is left as
@@ -176,11 +177,20 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner: nn.Module = model.module
         return inner
+    _require_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("The model is a ScriptModule. Apply memopt to the Python module it was made from.")
     if hasattr(model, "_orig_mod"):
         raise CaptureError("The model is compiled already. Call memopt.apply first and torch.compile after it.")
     return model
+
+
+def _require_module(model: object) -> None:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        name = model.__name__
+        raise ModelError(f"{name} is a class. Pass an instance: memopt.apply({name}()).")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"memopt needs a torch.nn.Module, not a {type(model).__name__}. Pass the model itself.")
 
 
 def _builder(config: Config) -> Callable[..., RewrittenForward]:

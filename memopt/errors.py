@@ -9,6 +9,10 @@ class ConfigError(MemoptError, ValueError):
     """A `Config` field has a value it cannot have."""
 
 
+class ModelError(MemoptError, TypeError):
+    """What was given as a model is none: a class, a function, nothing."""
+
+
 class CaptureError(MemoptError):
     """`forward` could not be recorded as a graph."""
 

@@ -211,6 +211,29 @@ def test_compiled_and_scripted_models_are_refused_with_the_remedy() -> None:
         memopt.apply(torch.jit.trace(dense_net().eval(), images()))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (bc.DenseNet, r"^DenseNet is a class\. Pass an instance: memopt\.apply\(DenseNet\(\)\)\.$"),
+        (dense_net, r"^memopt needs a torch\.nn\.Module, not a function\. Pass the model itself\.$"),
+        (None, r"^memopt needs a torch\.nn\.Module, not a NoneType\. Pass the model itself\.$"),
+    ],
+)
+def test_what_is_no_module_is_refused_with_the_remedy(given: Any, message: str) -> None:
+    for call in (memopt.apply, memopt.remove, memopt.explain):
+        with pytest.raises(TypeError, match=message) as caught:
+            call(given)
+        assert isinstance(caught.value, memopt.MemoptError)
+
+
+def test_inputs_that_do_not_fit_name_the_model_and_the_remedy() -> None:
+    with pytest.raises(
+        memopt.CaptureError,
+        match=r"^DenseNet: forward fails on tensors without data \(.*\)\. Check the shapes and dtypes of the inputs",
+    ):
+        memopt.apply(dense_net(), example_inputs=torch.zeros(2, 5, 8, 8))
+
+
 def test_wrappers_are_looked_into() -> None:
     wrapped = nn.DataParallel(dense_net())
 

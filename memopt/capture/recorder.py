@@ -78,7 +78,10 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
             raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise CaptureError(f"{recorder.last_source}: forward fails on tensors without data ({what}).") from error
+            raise CaptureError(
+                f"{recorder.last_source or type(root).__name__}: forward fails on tensors without data ({what}). "
+                "Check the shapes and dtypes of the inputs; what needs their values must move out of forward."
+            ) from error
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
     graph = recorder.finish()
