@@ -39,6 +39,7 @@ class StepFigures:
         saved_bytes: allocated after forward and loss, minus before the step: what backward waits for.
         retained_bytes: what removing memopt from the model frees between steps, gradients None.
         step_seconds: median time of a step; None when predicted.
+        timed_steps: of how many steps `step_seconds` is the median; None when predicted.
         out_of_memory: the step did not fit; every figure is None.
     """
 
@@ -48,6 +49,7 @@ class StepFigures:
     saved_bytes: int | None = None
     retained_bytes: int | None = None
     step_seconds: float | None = None
+    timed_steps: int | None = None
     out_of_memory: bool = False
 
 
@@ -144,7 +146,8 @@ def measure_step(
         with seeded(seed, device):
             measured = _memory(make_step, device, remove)
             clean(device)
-            figures = replace(measured, step_seconds=_median_seconds(make_step(), device, steps))
+            seconds = _median_seconds(make_step(), device, steps)
+            figures = replace(measured, step_seconds=seconds, timed_steps=steps)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -47,7 +47,7 @@ def predict_step(
         remove: takes memopt off the model, to see what that frees.
 
     Returns:
-        Figures in bytes; `peak_reserved_bytes` and `step_seconds` are None.
+        Figures in bytes; `peak_reserved_bytes` and what is said of time are None.
 
     Raises:
         PredictionError: the forward needs the values of a tensor, or an operator that has no fake

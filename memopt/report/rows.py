@@ -78,12 +78,20 @@ class RejectionRow:
     places: str
 
 
-def figure_rows(before: StepFigures | None, after: StepFigures | None) -> tuple[FigureRow, ...]:
-    """A row for each figure that either side has; a row "training step" when memory ran out on both."""
+def figure_rows(
+    before: StepFigures | None, after: StepFigures | None, *, rough_time: bool = False
+) -> tuple[FigureRow, ...]:
+    """A row for each figure that either side has; a row "training step" when memory ran out on both.
+
+    Args:
+        before, after: the figures.
+        rough_time: the time comes from few steps, each much like noise, as on a CPU: two digits of it are shown, and
+            of how many steps it is.
+    """
     fields = [field for field in _FIGURES if _has(before, field) or _has(after, field)]
-    rows = [_figure_row(field, before, after) for field in fields]
+    rows = [_figure_row(field, before, after, rough_time and field == "step_seconds") for field in fields]
     if not rows and any(figures is not None and figures.out_of_memory for figures in (before, after)):
-        rows = [FigureRow("training step", _cell(before, ""), _cell(after, ""), NOTHING)]
+        rows = [FigureRow("training step", _cell(before, "", False), _cell(after, "", False), NOTHING)]
     return tuple(rows)
 
 
@@ -138,10 +146,16 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _figure_row(field: str, before: StepFigures | None, after: StepFigures | None) -> FigureRow:
+def _figure_row(field: str, before: StepFigures | None, after: StepFigures | None, rough: bool) -> FigureRow:
     first, second = _value(before, field), _value(after, field)
-    ratio = _ratio(second / first) if first and second is not None else NOTHING
-    return FigureRow(_FIGURES[field], _cell(before, field), _cell(after, field), ratio)
+    ratio = _ratio(second / first, rough) if first and second is not None else NOTHING
+    name = _FIGURES[field] + (_median_of(before, after) if rough else "")
+    return FigureRow(name, _cell(before, field, rough), _cell(after, field, rough), ratio)
+
+
+def _median_of(*sides: StepFigures | None) -> str:
+    steps = next((side.timed_steps for side in sides if side is not None and side.timed_steps), None)
+    return "" if steps is None else f", median of {steps}"
 
 
 def _value(figures: StepFigures | None, field: str) -> float | None:
@@ -153,13 +167,13 @@ def _has(figures: StepFigures | None, field: str) -> bool:
     return _value(figures, field) is not None
 
 
-def _cell(figures: StepFigures | None, field: str) -> str:
+def _cell(figures: StepFigures | None, field: str, rough: bool) -> str:
     if figures is not None and figures.out_of_memory:
         return OUT_OF_MEMORY
     value = _value(figures, field)
     if value is None:
         return NOTHING
-    return _seconds(value) if field.endswith("_seconds") else _mebibytes(value)
+    return _seconds(value, rough) if field.endswith("_seconds") else _mebibytes(value)
 
 
 def _mebibytes(size_bytes: float) -> str:
@@ -167,12 +181,21 @@ def _mebibytes(size_bytes: float) -> str:
     return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+def _seconds(seconds: float, rough: bool) -> str:
+    if seconds >= 1:
+        return f"{_two_digits(seconds) if rough else f'{seconds:.2f}'} s"
+    return f"{_two_digits(seconds * 1000) if rough else f'{seconds * 1000:.1f}'} ms"
 
 
-def _ratio(ratio: float) -> str:
+def _ratio(ratio: float, rough: bool) -> str:
+    if rough:
+        return f"{_two_digits(ratio)} ×"
     return f"{ratio:.2f} ×" if ratio >= 1 else f"{ratio:.3f} ×"
+
+
+def _two_digits(value: float) -> str:
+    """At most two that are not zeros at the end: "13", "9.1", "0.72", "120"."""
+    return f"{float(f'{value:.1e}'):g}"
 
 
 def _block_row(block: int, chains: list[ChainReport]) -> BlockRow:

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memopt.ir import Explanation
-from memopt.measure import Comparison, Equivalence, StepFigures
+from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
+    FigureRow,
     block_rows,
     equivalence_line,
     figure_rows,
@@ -123,18 +124,14 @@ def _figures_table(comparison: Comparison) -> Table:
     table.add_column("training step")
     for heading in ("before", "after", "after / before"):
         table.add_column(heading, justify="right")
-    _add_figures(table, f"measured on {comparison.device_name}", comparison.before, comparison.after)
-    _add_figures(
-        table,
-        f"predicted for a {comparison.target.name}",
-        comparison.predicted_before,
-        comparison.predicted_after,
-    )
+    measured = figure_rows(comparison.before, comparison.after, rough_time=comparison.device == "cpu")
+    _add_figures(table, f"measured on {comparison.device_name}", measured)
+    predicted = figure_rows(comparison.predicted_before, comparison.predicted_after)
+    _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
     return table
 
 
-def _add_figures(table: Table, source: str, before: StepFigures | None, after: StepFigures | None) -> None:
-    rows = figure_rows(before, after)
+def _add_figures(table: Table, source: str, rows: tuple[FigureRow, ...]) -> None:
     if not rows:
         return
     table.add_section()

@@ -68,7 +68,7 @@ def test_report_measures_too_and_writes_the_document(run: Run, tiny: str, small,
     status, out, err = run("optimize", f"{tiny}:Tiny", "--report", "--json", str(path), *small)
     assert (status, err) == (0, "")
     assert "measured on the CPU" in out
-    assert "step time" in out
+    assert "step time, median of 2" in out
     document = json.loads(path.read_text())
     assert document.keys() >= SCHEMA_KEYS
     assert document["target"] == f"{tiny}:Tiny"

@@ -31,6 +31,7 @@ def test_figures_of_a_step_that_can_be_counted_by_hand() -> None:
     assert figures.peak_reserved_bytes is None
     assert figures.step_seconds is not None
     assert figures.step_seconds > 0
+    assert figures.timed_steps == 1
 
 
 def test_a_buffer_kept_between_steps_raises_the_activation_peak(make_tiny, images, keeper) -> None:

@@ -40,8 +40,8 @@ def passed() -> Equivalence:
 def comparison(passed: Equivalence) -> Comparison:
     blocks = [chain(b, i) for b in (1, 2) for i in range(4)] + [chain(1, 4, "exit"), chain(2, 4, "exit")]
     left = [chain(2, i, reason=REASON) for i in (5, 6, 7, 8)] + [chain(0, 9, "exit", "too [bold]small[/bold]")]
-    before = StepFigures(2239201280, 2246246400, None, 2228000768, 0, 2.5)
-    after = StepFigures(311427072, 318767104, None, 82103500, 0, 0.7312)
+    before = StepFigures(2239201280, 2246246400, None, 2228000768, 0, 2.5, 2)
+    after = StepFigures(311427072, 318767104, None, 82103500, 0, 0.7312, 2)
     predicted = StepFigures(2239000000, 2246000000, None, 2228000000, 0, None)
     return Comparison(
         device="cpu",

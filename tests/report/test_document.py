@@ -15,6 +15,7 @@ FIGURES = {
     "saved_bytes",
     "retained_bytes",
     "step_seconds",
+    "timed_steps",
     "out_of_memory",
 }
 
@@ -37,6 +38,7 @@ def test_schema_1(comparison: Comparison) -> None:
         assert isinstance(figures, str) or figures.keys() == FIGURES
     assert document["before"]["activation_peak_bytes"] == 2239201280
     assert document["after"]["step_seconds"] == 0.7312
+    assert document["after"]["timed_steps"] == 2
     assert document["predicted"]["after"]["retained_bytes"] == 2**20
     assert document["equivalence"] == {
         "numerics": "exact",

@@ -32,6 +32,28 @@ def test_a_row_for_each_figure_that_there_is() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((12.65, 9.08), ("13 s", "9.1 s", "0.72 ×")),
+        ((125.0, 1.0), ("120 s", "1 s", "0.008 ×")),
+        ((0.0994, 0.7312), ("99 ms", "730 ms", "7.4 ×")),
+        ((0.001234, 0.1), ("1.2 ms", "100 ms", "81 ×")),
+    ],
+)
+def test_a_rough_time_has_two_digits_and_says_of_how_many_steps_it_is(
+    seconds: tuple[float, float], text: tuple[str, ...]
+) -> None:
+    before, after = (StepFigures(MIB, step_seconds=value, timed_steps=2) for value in seconds)
+    assert figure_rows(before, after, rough_time=True) == (
+        FigureRow("activation peak", "1.00 MiB", "1.00 MiB", "1.00 ×"),
+        FigureRow("step time, median of 2", *text),
+    )
+    assert figure_rows(OUT, after, rough_time=True)[1] == (
+        FigureRow("step time, median of 2", "out of memory", text[1], "—")
+    )
+
+
 def test_figures_that_neither_side_has_are_left_out() -> None:
     rows = figure_rows(StepFigures(activation_peak_bytes=MIB), None)
     assert rows == (FigureRow("activation peak", "1.00 MiB", "—", "—"),)

@@ -40,6 +40,12 @@ def test_out_of_memory_before(comparison: Comparison) -> None:
     assert row.endswith("out of memory     297.0 MiB                —")
 
 
+def test_time_on_a_gpu_is_not_rough(comparison: Comparison) -> None:
+    text = printed(replace(comparison, device="cuda", device_name="a GPU"))
+    row = next(line for line in text.splitlines() if "step time" in line)
+    assert row.split() == ["step", "time", "2.50", "s", "731.2", "ms", "0.292", "×"]
+
+
 def test_nothing_is_claimed_when_the_equivalence_fails(comparison: Comparison) -> None:
     failed = replace(
         comparison.equivalence,
