@@ -10,6 +10,7 @@ from rich.text import Text
 from memopt.ir import Explanation
 from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
+    NOTHING,
     FigureRow,
     block_rows,
     equivalence_line,
@@ -24,7 +25,7 @@ def print_comparison(comparison: Comparison, title: str, file: TextIO, width: in
     """Print the whole report: chains, rejections, equivalence, measured and predicted figures.
 
     When the equivalence failed no figure is printed: nothing is claimed for a model that computes something
-    else.
+    else. Nor is it where nothing was rewritten, which is said first.
 
     Args:
         comparison: from `memopt.compare`.
@@ -35,8 +36,9 @@ def print_comparison(comparison: Comparison, title: str, file: TextIO, width: in
     console = _console(file, width)
     console.print(_heading(comparison, title))
     _print_chains(console, comparison.explanation)
-    _print_equivalence(console, comparison)
-    if comparison.equivalence.passed:
+    if comparison.explanation.rewritten or not comparison.equivalence.passed:
+        _print_equivalence(console, comparison)
+    if comparison.explanation.rewritten and comparison.equivalence.passed:
         console.print(_figures_table(comparison), "")
     _print_notes(console, (*comparison.explanation.notes, *comparison.notes))
 
@@ -69,6 +71,8 @@ def _heading(comparison: Comparison, title: str) -> Text:
 
 def _print_chains(console: Console, explanation: Explanation) -> None:
     found, rewritten = len(explanation.chains), len(explanation.rewritten)
+    if not rewritten:
+        console.print("\nNothing was rewritten: memopt leaves this model as it is.", style="yellow")
     console.print(f"\n{found} chains found, {rewritten} rewritten, {found - rewritten} left alone\n")
     if found:
         console.print(_blocks_table(explanation), "")
@@ -85,11 +89,15 @@ def _blocks_table(explanation: Explanation) -> Table:
     for row in block_rows(explanation.chains):
         table.add_row(
             str(row.block) if row.block else "none",
-            f"{row.layers_rewritten} of {row.layers}",
-            f"{row.exits_rewritten} of {row.exits}",
+            _share(row.layers_rewritten, row.layers),
+            _share(row.exits_rewritten, row.exits),
             ", ".join(row.levels),
         )
     return table
+
+
+def _share(rewritten: int, found: int) -> str:
+    return f"{rewritten} of {found}" if found else NOTHING
 
 
 def _rejections_table(explanation: Explanation) -> Table:

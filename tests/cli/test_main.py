@@ -125,6 +125,8 @@ def test_a_model_with_nothing_to_rewrite_is_no_error(run: Run, write, small) -> 
     status, out, err = run("optimize", f"{path}:net", *small)
     assert (status, err) == (0, "")
     assert "0 chains found" in out
+    assert "Nothing was rewritten" in out
+    assert "Equivalent" not in out
 
 
 @pytest.mark.parametrize("options", [("--json", "-"), ("--quiet",), ()])

@@ -88,9 +88,34 @@ def test_explanation(comparison: Comparison) -> None:
     assert "Note: One note about the model." in text
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_a_model_with_nothing_rewritten_claims_nothing(comparison: Comparison, found: bool) -> None:
+    left = comparison.explanation.rejected if found else ()
+    explanation = Explanation(False, True, False, left, ("No chain was found.",))
+    text = printed(replace(comparison, explanation=explanation, notes=()))
+    lines = text.splitlines()
+    assert lines[:4] == [
+        *printed(comparison).splitlines()[:2],
+        "",
+        "Nothing was rewritten: memopt leaves this model as it is.",
+    ]
+    assert f"{len(left)} chains found, 0 rewritten, {len(left)} left alone" in lines
+    assert ("because" in text) == found
+    assert "Equivalent" not in text
+    assert "×" not in text.replace(lines[1], "")
+    assert lines[-1] == "Note: No chain was found."
+
+
+def test_blocks_without_layers_or_exits_have_a_dash(comparison: Comparison, make_chain) -> None:
+    explanation = replace(comparison.explanation, chains=(make_chain(1, 1, "exit"), make_chain(2, 1)))
+    rows = [line.split() for line in printed(replace(comparison, explanation=explanation)).splitlines()]
+    assert ["1", "—", "1", "of", "1", "layer"] in rows
+    assert ["2", "1", "of", "1", "—", "layer"] in rows
+
+
 def test_explanation_of_a_model_with_nothing_to_rewrite() -> None:
     file = io.StringIO()
     print_explanation(Explanation(False, True, False, (), ("No chain was found.",)), "model.py:Net", file, 80)
     assert file.getvalue() == (
-        "model.py:Net\n\n0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
+        "model.py:Net\n\nNothing was rewritten: memopt leaves this model as it is.\n\n0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
     )
