@@ -7,17 +7,18 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from memopt.capture import Captured, capture
 from memopt.config import Config
 from memopt.errors import CaptureError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, Level
+from memopt.ir import ChainReport, Explanation, FusedPlan, Level
+from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
 from memopt.measure.equivalence import check_equivalence
-from memopt.plan import plan_region
+from memopt.plan import plan_fused, plan_region
 from memopt.rewrite import Region, install, installed, splice, uninstall
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
@@ -120,7 +121,9 @@ def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> N
     rewritten = copy.deepcopy(target)
     naive = remove(copy.deepcopy(target))
     try:
-        result = check_equivalence(naive, rewritten, [first_samples(inputs, CHECK_SAMPLES)], steps=1)
+        few = first_samples(inputs, CHECK_SAMPLES)
+        fused = any(chain.numerics == "fast" for chain in explain(target).chains)
+        result = check_bound(naive, rewritten, few) if fused else check_equivalence(naive, rewritten, [few], steps=1)
     except torch.OutOfMemoryError:
         rewriter.note("Not verified: the comparison with the untouched model did not fit in memory.")
         return
@@ -195,39 +198,64 @@ def _require_module(model: object) -> None:
 
 def _builder(config: Config) -> Callable[..., RewrittenForward]:
     level: Level = "concat" if config.recompute == "concat" else "layer"
+    fast = config.numerics == "fast"
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        return _rewrite_forward(model, plain, args, kwargs, level)
+        return _rewrite_forward(model, plain, args, kwargs, level, fast)
 
     return build
 
 
 def _rewrite_forward(
-    model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], level: Level
+    model: nn.Module,
+    plain: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    level: Level,
+    fast: bool,
 ) -> RewrittenForward:
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
     groups, refused = group_chains(captured.graph, found)
-    explanation = _explain(captured, groups, [*found.rejected, *refused], level)
+    drafts = [draft_region(group, found) for group in groups]
+    fused = [plan_fused(draft, level) if fast else None for draft in drafts]
+    explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
     if not groups:
         return RewrittenForward(None, None, explanation)
-    regions = [Region(group, plan_region(draft_region(group, found), level)) for group in groups]
+    regions = [
+        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft, level))
+        for group, draft, plan in zip(groups, drafts, fused, strict=True)
+    ]
     spliced = splice(captured, found, regions)
     take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
     return RewrittenForward(spliced.function, captured.output_spec, explanation)
 
 
-def _explain(captured: Captured, groups: list[Group], rejected: list[Rejected], level: Level) -> Explanation:
-    reports = {c.norm: _report(c, c.role, "rewritten", level, None) for group in groups for c in group.chains}
-    reports |= {entry.norm: _report(entry, "layer", "rejected", None, entry.reason) for entry in rejected}
+def _explain(
+    captured: Captured,
+    groups: list[Group],
+    rejected: list[Rejected],
+    level: Level,
+    fused: list[FusedPlan | str | None],
+) -> Explanation:
+    reports: dict[fx.Node, ChainReport] = {}
+    slow: list[str] = []
+    for group, plan in zip(groups, fused, strict=True):
+        numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
+        reports |= {c.norm: _report(c, c.role, "rewritten", level, numerics, None) for c in group.chains}
+        if isinstance(plan, str):
+            slow.append(f"Dense block {group.chains[0].block} runs exactly, not on fused kernels: {plan}.")
+    reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason) for entry in rejected}
     in_order = tuple(reports[node] for node in captured.order if node in reports)
-    notes = () if reports else ("No concat → norm → activation chain was found: nothing to rewrite.",)
-    return Explanation(True, True, False, in_order, notes)
+    notes = slow if reports else ["No concat → norm → activation chain was found: nothing to rewrite."]
+    return Explanation(True, True, False, in_order, tuple(notes))
 
 
-def _report(entry: Chain | Rejected, role: Any, action: Any, level: Level | None, reason: str | None) -> ChainReport:
+def _report(
+    entry: Chain | Rejected, role: Any, action: Any, level: Level | None, numerics: Any, reason: str | None
+) -> ChainReport:
     return ChainReport(
         node=entry.anchor.name,
         module=str(entry.norm.target) if entry.norm.op == "call_module" else entry.norm.meta.get("module", ""),
@@ -236,5 +264,6 @@ def _report(entry: Chain | Rejected, role: Any, action: Any, level: Level | None
         role=role,
         action=action,
         level=level,
+        numerics=numerics,
         reason=reason,
     )

@@ -15,8 +15,9 @@ class Config:
 
     Args:
         numerics: "exact" uses the kernels of eager in eager's order and is bit-identical to it; "auto" (the
-            default) takes the fastest runtime that exists for the device, which today is always "exact".
-            "fast" (fused kernels) is reserved and refused.
+            default) is "exact" today. "fast" runs dense blocks on fused kernels: compiled by Triton on CUDA, plain
+            torch elsewhere (to try it out; nothing is faster there). Its numbers differ from eager's by rounding.
+            What it cannot run is run exactly, with the reason in `explain`.
         recompute: "concat" recomputes concat → norm → activation in backward and keeps each layer's bottleneck
             output; "layer" keeps only the features and recomputes the bottleneck convolution too. "auto" (the
             default) is "layer".
@@ -36,5 +37,3 @@ class Config:
             raise ConfigError(f"Config.numerics is {self.numerics!r}. Choose one of {get_args(Numerics)}.")
         if self.recompute not in get_args(Recompute):
             raise ConfigError(f"Config.recompute is {self.recompute!r}. Choose one of {get_args(Recompute)}.")
-        if self.numerics == "fast":
-            raise ConfigError("Config.numerics is 'fast', which this version does not have. Use 'auto' or 'exact'.")

@@ -244,7 +244,7 @@ def test_wrappers_are_looked_into() -> None:
     assert not memopt.explain(wrapped).applied
 
 
-@pytest.mark.parametrize("field", [{"numerics": "fast"}, {"numerics": "bold"}, {"recompute": "all"}])
+@pytest.mark.parametrize("field", [{"numerics": "bold"}, {"recompute": "all"}])
 def test_bad_configurations_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(memopt.ConfigError, match=f"Config.{next(iter(field))}"):
         memopt.Config(**field)

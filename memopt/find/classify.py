@@ -1,12 +1,14 @@
 """What a graph node does: recognised by the function it runs, never by the name of the user's class."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from memopt.find.activations import called_activation, module_activation
 from memopt.ir import Kind, Operand, OpSpec, Role, has_hooks
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -87,9 +89,9 @@ def _module_spec(module: nn.Module) -> OpSpec | str | None:
     if type(module) in (nn.GroupNorm, nn.LayerNorm):
         return OpSpec(Kind.PURE, Role.NORM, from_module=True)
     if type(module) is nn.ReLU:
-        return OpSpec(Kind.RELU, Role.ACTIVATION, from_module=True)
+        return OpSpec(Kind.RELU, Role.ACTIVATION, from_module=True, activation=module_activation(module))
     if type(module) in _ACTIVATION_MODULES:
-        return OpSpec(Kind.PURE, Role.ACTIVATION, from_module=True)
+        return OpSpec(Kind.PURE, Role.ACTIVATION, from_module=True, activation=module_activation(module))
     if type(module) in (nn.Dropout, nn.Dropout2d, nn.Dropout3d):
         return OpSpec(Kind.DROPOUT, Role.DROPOUT, from_module=True)
     if type(module) in (nn.AvgPool2d, nn.AvgPool3d):
@@ -107,7 +109,8 @@ def _convolution_spec(module: nn.Module) -> OpSpec | str | None:
             if type(module).forward is not plain.forward or type(module)._conv_forward is not plain._conv_forward:
                 return f"{type(module).__name__} overrides its convolution's forward"
             direct = module.padding_mode == "zeros" and _symmetric(module)
-            return OpSpec(Kind.CONVOLUTION if direct else Kind.PURE, Role.CONSUMER, from_module=True)
+            kind = Kind.CONVOLUTION if direct else Kind.PURE
+            return OpSpec(kind, Role.CONSUMER, from_module=True, pointwise=direct and _pointwise(module))
     return None
 
 
@@ -115,6 +118,12 @@ def _symmetric(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
     """Whether padding="same" pads both sides alike (else ATen pads in an operation of its own)."""
     sides = zip(conv.dilation, conv.kernel_size, strict=True)
     return conv.padding != "same" or all(d * (k - 1) % 2 == 0 for d, k in sides)
+
+
+def _pointwise(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether a convolution is one matrix applied at every position."""
+    ones = all(n == 1 for n in (*conv.kernel_size, *conv.stride, conv.groups))
+    return ones and conv.padding in ("valid", "same", (0,) * len(conv.kernel_size))
 
 
 def _classify_function(node: fx.Node) -> OpSpec | str | None:
@@ -130,7 +139,8 @@ def _classify_function(node: fx.Node) -> OpSpec | str | None:
         return _functional(node, Kind.PURE, Role.NORM)
     if target in _CONV_FUNCTIONS:
         padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
-        return _functional(node, Kind.PURE if isinstance(padding, str) else Kind.CONVOLUTION, Role.CONSUMER)
+        spec = _functional(node, Kind.PURE if isinstance(padding, str) else Kind.CONVOLUTION, Role.CONSUMER)
+        return replace(spec, pointwise=_called_pointwise(node)) if isinstance(spec, OpSpec) else spec
     if target in (F.avg_pool2d, F.avg_pool3d):
         return _functional(node, Kind.AVG_POOL, Role.POOL)
     groups: tuple[tuple[tuple[Callable[..., Any], ...], Kind, Role], ...] = (
@@ -143,6 +153,13 @@ def _classify_function(node: fx.Node) -> OpSpec | str | None:
         if target in functions:
             return _functional(node, kind, role)
     return None
+
+
+def _called_pointwise(node: fx.Node) -> bool:
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    settings = [*node.args[3:], *(v for k, v in node.kwargs.items() if k not in ("weight", "bias"))]
+    # Only the plain call F.conv(x, weight[, bias]): its other arguments have defaults of a 1×1 convolution.
+    return isinstance(weight, fx.Node) and not settings and set(weight.meta["val"].shape[2:]) == {1}
 
 
 def _functional(node: fx.Node, kind: Kind, role: Role, writes_out: bool = False) -> OpSpec | str:
@@ -159,7 +176,16 @@ def _functional(node: fx.Node, kind: Kind, role: Role, writes_out: bool = False)
 
     args = tuple(place(value) for value in node.args[1:])
     kwargs = {key: place(value) for key, value in node.kwargs.items()}
-    return OpSpec(kind, role, from_module=False, target=node.target, args=args, kwargs=kwargs, writes_out=writes_out)
+    return OpSpec(
+        kind,
+        role,
+        from_module=False,
+        target=node.target,
+        args=args,
+        kwargs=kwargs,
+        writes_out=writes_out,
+        activation=called_activation(node.target, node.args[1:], node.kwargs) if role is Role.ACTIVATION else None,
+    )
 
 
 def operand_nodes(node: fx.Node) -> list[fx.Node]:

@@ -1,8 +1,9 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
 from memopt.ir.chain import ChainReport, Explanation
+from memopt.ir.fused import MAX_MATMUL_CHANNELS, FusedChain, FusedNorm, FusedPlan, Interval, PlainStage
 from memopt.ir.modules import has_hooks
-from memopt.ir.ops import NEEDS_INPUT, NEEDS_OUTPUT, Kind, Operand, OpSpec, Role
+from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
 from memopt.ir.plan import (
     Compute,
     Extent,
@@ -15,17 +16,25 @@ from memopt.ir.plan import (
 )
 
 __all__ = [
+    "IDENTITY",
+    "MAX_MATMUL_CHANNELS",
     "NEEDS_INPUT",
     "NEEDS_OUTPUT",
+    "Activation",
     "ChainReport",
     "Compute",
     "Explanation",
     "Extent",
+    "FusedChain",
+    "FusedNorm",
+    "FusedPlan",
     "Gradient",
+    "Interval",
     "Kind",
     "Level",
     "OpSpec",
     "Operand",
+    "PlainStage",
     "RegionDraft",
     "RegionPlan",
     "Role",

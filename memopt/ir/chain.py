@@ -17,6 +17,7 @@ class ChainReport:
             final norm).
         action: "rewritten" or "rejected".
         level: recompute level used, "concat" or "layer"; None when rejected.
+        numerics: how it runs, "exact" or "fast"; None when rejected.
         reason: why it was rejected; None when rewritten.
     """
 
@@ -27,6 +28,7 @@ class ChainReport:
     role: Literal["layer", "exit"]
     action: Literal["rewritten", "rejected"]
     level: Literal["concat", "layer"] | None
+    numerics: Literal["exact", "fast"] | None
     reason: str | None
 
 

@@ -33,6 +33,23 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Activation:
+    """A pointwise function that fused kernels know.
+
+    Attributes:
+        name: "identity", "relu", "leaky_relu", "relu6", "elu", "silu", "gelu", "gelu_tanh", "hardswish", "sigmoid" or
+            "tanh".
+        parameter: the negative slope or alpha of those that have one.
+    """
+
+    name: str
+    parameter: float = 0.0
+
+
+IDENTITY = Activation("identity")
+
+
+@dataclass(frozen=True, slots=True)
 class OpSpec:
     """How one graph node is run inside a region.
 
@@ -45,6 +62,8 @@ class OpSpec:
         args: positional arguments after the input.
         kwargs: keyword arguments.
         writes_out: it can write its result into a given buffer by eager's own kernel.
+        activation: which activation it is, where fused kernels know it.
+        pointwise: it is a 1×1 convolution: a matrix applied at every position.
     """
 
     kind: Kind
@@ -54,6 +73,8 @@ class OpSpec:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     writes_out: bool = False
+    activation: Activation | None = None
+    pointwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

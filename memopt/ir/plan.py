@@ -8,6 +8,8 @@ values that were not kept are computed again just before they are needed.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from memopt.ir.ops import OpSpec
 
 Level = Literal["concat", "layer"]
@@ -51,10 +53,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much room a value takes: its shape, and the bytes of its elements."""
+    """How much room a value takes and how it lies: its shape, the bytes of its elements, their dtype, its layout."""
 
     size: tuple[int, ...]
     size_bytes: int
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class RegionDraft:
         passed_through: inputs that later readers must read through the region.
         outputs: values read outside.
         requires_grad: values that have a gradient.
-        extents: of every value a step defines.
+        extents: of every value.
     """
 
     steps: tuple[Step, ...]

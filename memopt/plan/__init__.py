@@ -1,5 +1,6 @@
-"""From what a region computes to what it keeps, computes again, and where its scratch lies."""
+"""What a region keeps, when it computes the rest again, and where everything lies: exactly, or on fused kernels."""
 
+from memopt.plan.fused import plan_fused
 from memopt.plan.program import plan_region
 
-__all__ = ["plan_region"]
+__all__ = ["plan_fused", "plan_region"]

@@ -120,6 +120,10 @@ def rejection_rows(chains: Iterable[ChainReport]) -> tuple[RejectionRow, ...]:
 def equivalence_line(equivalence: Equivalence) -> str:
     """One sentence on what was compared and what came of it."""
     over = f"over {equivalence.steps} optimiser step" + ("s" if equivalence.steps != 1 else "")
+    if equivalence.numerics == "fast":
+        if equivalence.passed:
+            return "Equivalent within eager's own error: as close to float64 as eager is, over 5 seeds."
+        return f"NOT EQUIVALENT: farther from float64 than eager is ({first_names(equivalence.differing)})."
     if equivalence.passed:
         what = "outputs, gradients and buffers" if not equivalence.skipped else "all results that eager repeats"
         return f"Equivalent: {what} are bit-identical {over}."

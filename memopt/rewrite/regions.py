@@ -9,6 +9,7 @@ from torch import fx
 from memopt.find import Chain, Found, Rejected
 from memopt.find.classify import operand_nodes
 from memopt.ir import Extent, Kind, OpSpec, RegionDraft, Role, Step
+from memopt.runtime.memory_format import suggested_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def draft_region(group: Group, found: Found) -> RegionDraft:
         passed_through=tuple(number[node] for node in group.passed_through),
         outputs=tuple(number[node] for node in group.outputs),
         requires_grad=frozenset(number[n] for n in (*group.inputs, *group.nodes) if n.meta["val"].requires_grad),
-        extents={number[node]: _extent(node.meta["val"]) for node in group.nodes},
+        extents={number[node]: _extent(node.meta["val"]) for node in (*group.inputs, *group.nodes)},
     )
 
 
@@ -168,4 +169,5 @@ def _width(part: fx.Node) -> int:
 
 
 def _extent(value: torch.Tensor) -> Extent:
-    return Extent(tuple(value.shape), value.numel() * value.element_size())
+    channels_last = suggested_format(value) != torch.contiguous_format
+    return Extent(tuple(value.shape), value.numel() * value.element_size(), value.dtype, channels_last)

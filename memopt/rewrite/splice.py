@@ -13,9 +13,9 @@ from memopt.capture import Captured
 from memopt.errors import CaptureError, MemoptError
 from memopt.find import Found
 from memopt.find.classify import operand_nodes
-from memopt.ir import RegionPlan
+from memopt.ir import FusedPlan, RegionPlan
 from memopt.rewrite.regions import Group
-from memopt.runtime import region_callable
+from memopt.runtime import fused_callable, region_callable
 
 Forward = Callable[..., tuple[Any, ...]]
 
@@ -25,7 +25,7 @@ class Region:
     """A group of nodes with the plan by which it runs."""
 
     group: Group
-    plan: RegionPlan
+    plan: RegionPlan | FusedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:
     group = region.group
     with graph.inserting_before(group.nodes[0]):
         operands = tuple(() if n in found.concats else _operands(graph, n) for n in group.nodes)
-        call = graph.call_function(region_callable(region.plan, name), (group.inputs, operands))
+        call = graph.call_function(_callable(region.plan, name), (group.inputs, operands))
         call.meta["source"] = group.nodes[0].meta.get("source", "")
         results = [
             graph.call_function(operator.getitem, (call, index))
@@ -73,6 +73,10 @@ def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:
         )
     for node in reversed(group.nodes):
         graph.erase_node(node)
+
+
+def _callable(plan: RegionPlan | FusedPlan, name: str) -> Callable[..., Any]:
+    return fused_callable(plan, name) if isinstance(plan, FusedPlan) else region_callable(plan, name)
 
 
 def _is_later(user: fx.Node, last: int, found: Found) -> bool:

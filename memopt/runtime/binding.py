@@ -1,5 +1,7 @@
 """A region's operations as one forward finds them, and which argument of the autograd function each parameter is."""
 
+from typing import Any
+
 import torch
 from torch._C import _functions as _autograd_functions
 
@@ -88,6 +90,6 @@ def guarded(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | 
     """Gradients made with `create_graph=True`: they can be used, and fail only if they are differentiated."""
     present = [g for g in gradients if g is not None]
     fail = _autograd_functions.DelayedError(_DOUBLE_BACKWARD.encode(), len(present))
-    result = fail(*[t.detach().requires_grad_() for t in present])
+    result: Any = fail(*[t.detach().requires_grad_() for t in present])
     delayed = iter((result,) if isinstance(result, torch.Tensor) else result)
     return tuple(None if g is None else next(delayed) for g in gradients)

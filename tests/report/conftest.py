@@ -22,6 +22,7 @@ def chain(block: int, number: int, role: str = "layer", reason: str | None = Non
         role=role,
         action="rewritten" if reason is None else "rejected",
         level="layer" if reason is None else None,
+        numerics="exact" if reason is None else None,
         reason=reason,
     )
 

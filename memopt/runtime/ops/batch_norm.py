@@ -31,14 +31,14 @@ class BatchNorm:
         self.training = training
         self.eps = eps
         self.momentum = momentum
-        self._running = (running_mean, running_var)
+        self.running = (running_mean, running_var)
         self._cudnn = False
         self._widened_by_running = False
 
     def forward(self, x: torch.Tensor, params: Params, out: torch.Tensor | None) -> tuple[torch.Tensor, Stash]:
         weight, bias = params
-        running_mean, running_var = self._running
-        self._running = (None, None)  # what backward needs of them is in the stash
+        running_mean, running_var = self.running
+        self.running = (None, None)  # what backward needs of them is in the stash
         self._cudnn = _uses_cudnn(x, weight, bias, running_mean is not None, self.training, self.eps)
         # Without an affine part, the running buffers' dtype is what tells the kernel to keep its statistics wide.
         self._widened_by_running = weight is None and running_mean is not None and running_mean.dtype != x.dtype

@@ -1,0 +1,94 @@
+"""How a region runs on fused kernels: a feature arena, and chains that read intervals of it. All frozen data."""
+
+from dataclasses import dataclass
+
+import torch
+
+from memopt.ir.ops import Activation
+from memopt.ir.plan import Step
+
+MAX_MATMUL_CHANNELS = 128
+"""Output channels up to which a 1×1 convolution is fused with the norm before it: its backward keeps the weight
+gradient in registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Neighbouring channels of an arena: from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusedNorm:
+    """Norm and activation in one kernel, with the 1×1 convolution behind them if that joins.
+
+    Attributes:
+        norm: index of the norm's step.
+        activation: what follows it, the identity if nothing does.
+        matmul: index of the convolution's step, or None.
+        dtype: of the result.
+    """
+
+    norm: int
+    activation: Activation
+    matmul: int | None
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class PlainStage:
+    """A step that runs by itself, by the operation of the exact runtime."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusedChain:
+    """What happens between the features that a layer reads and what it makes of them.
+
+    Attributes:
+        source: channels of the arena that the first stage, a `FusedNorm`, reads.
+        stages: run one after another, each on the result of the one before.
+        place: where the result goes in the arena; None where it only leaves the region.
+        output: the value that the result is.
+        kept: index of the stage whose result is saved for backward; None: all are computed again.
+    """
+
+    source: Interval
+    stages: tuple[FusedNorm | PlainStage, ...]
+    place: Interval | None
+    output: int
+    kept: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FusedPlan:
+    """One autograd function on fused kernels.
+
+    Attributes:
+        steps: the region's operations in eager's order.
+        input_count: how many values come from outside.
+        passed_through: inputs handed on to later readers.
+        outputs: values that are read outside, in the order in which the region returns them.
+        requires_grad: values that have a gradient.
+        channels: of the arena.
+        dtype: of the features.
+        placed: where each input goes in the arena.
+        chains: in eager's order.
+        copied: outputs that are features or concats: they are copied out of these intervals.
+        channels_last: values that lie so in eager.
+    """
+
+    steps: tuple[Step, ...]
+    input_count: int
+    passed_through: tuple[int, ...]
+    outputs: tuple[int, ...]
+    requires_grad: frozenset[int]
+    channels: int
+    dtype: torch.dtype
+    placed: tuple[tuple[int, Interval], ...]
+    chains: tuple[FusedChain, ...]
+    copied: dict[int, Interval]
+    channels_last: frozenset[int]

@@ -1,0 +1,214 @@
+"""Whether fused kernels stay as close to the true numbers as eager does.
+
+Numbers that are not bit-identical are judged by their distance from a float64 run of the untouched model, beside
+eager's own distance, with fresh inputs and random numbers for each seed. Over the seeds the median counts: one
+activation that rounds to the other side of a kink moves a small model's gradients by a thousand roundings, in eager
+as much as in the kernels, but not in most seeds.
+"""
+
+import copy
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from memopt.measure.equivalence import Equivalence, check_equivalence, put_back
+from memopt.measure.step import Inputs, forward_and_loss, seeded
+
+SEEDS = 5
+TOGETHER = 1.25
+"""Largest ratio to eager's own error: of outputs, of all gradients together, and of the median parameter."""
+ONE_PARAMETER = 2.0
+"""Largest ratio for 95 of 100 parameters."""
+BUFFERS = 1e-5
+"""Relative difference of a buffer to eager's that needs no excuse."""
+_ROUNDINGS = 5e-7
+"""Relative errors below a handful of roundings of float32 count as this: there the order of any sum decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far from float64, as ratios to eager's own distance.
+
+    Attributes:
+        outputs: L2 error of the outputs, median over the seeds.
+        gradients: L2 error of all gradients together, likewise.
+        median_parameter: per parameter the median over the seeds; of those, the median.
+        worst_parameters: of those, the 95th percentile.
+        buffers: L2 error of all buffers together, likewise.
+        buffers_apart: largest L2 norm of (buffer - eager's) over eager's.
+    """
+
+    outputs: float
+    gradients: float
+    median_parameter: float
+    worst_parameters: float
+    buffers: float
+    buffers_apart: float
+
+    @property
+    def within_bound(self) -> bool:
+        """No worse than eager's own error allows."""
+        together = max(self.outputs, self.gradients, self.median_parameter)
+        buffers = self.buffers_apart <= BUFFERS or self.buffers <= TOGETHER
+        return together <= TOGETHER and self.worst_parameters <= ONE_PARAMETER and buffers
+
+
+def check_bound(
+    naive_model: nn.Module,
+    rewritten_model: nn.Module,
+    batch: Inputs,
+    *,
+    amp: torch.dtype | None = None,
+    seeds: int = SEEDS,
+) -> Equivalence:
+    """Judge a rewritten model by float64; the flags of equal bits are those of one step beside eager.
+
+    Args:
+        naive_model: the untouched model.
+        rewritten_model: the same model after memopt, on the same device.
+        batch: positional arguments of `forward`, on the models' device; floating tensors stand for their kind: each
+            seed draws others of the same mean and deviation.
+        amp: autocast dtype or None; float64 runs without.
+        seeds: how many runs.
+
+    Both models are left as they were.
+
+    Raises:
+        StepError: nothing to train, or an output that no loss can be made from.
+    """
+    bits = check_equivalence(naive_model, rewritten_model, [batch], steps=1, amp=amp, repeat_eager=False)
+    distance = measure_distance(naive_model, rewritten_model, batch, amp=amp, seeds=seeds)
+    return replace(
+        bits,
+        numerics="fast",
+        passed=distance.within_bound,
+        differing=() if distance.within_bound else _beyond(distance),
+        skipped=(),
+    )
+
+
+def measure_distance(
+    naive_model: nn.Module,
+    rewritten_model: nn.Module,
+    batch: Inputs,
+    *,
+    amp: torch.dtype | None = None,
+    seeds: int = SEEDS,
+) -> Distance:
+    """The distances that `check_bound` judges."""
+    device = next(naive_model.parameters()).device
+    ratios: list[dict[str, float]] = []
+    wide_model = copy.deepcopy(naive_model).double()
+    buffers = 0.0
+    for seed in range(seeds):
+        inputs = _another(batch, seed, device)
+        wide = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+        exact = _Trained(wide_model, wide, None, seed)
+        eager = _Trained(naive_model, inputs, amp, seed)
+        fused = _Trained(rewritten_model, inputs, amp, seed)
+        ratios.append(_ratios(exact, eager, fused))
+        pairs = ((eager.buffers[name], fused.buffers[name]) for name in eager.buffers)
+        buffers = max([buffers, *(_relative(a, b) for a, b in pairs)])
+    median = {name: statistics.median(ratio[name] for ratio in ratios) for name in ratios[0]}
+    totals = [median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS)]
+    each = torch.tensor(list(median.values()), dtype=torch.float64)
+    worst = each.quantile(0.95, interpolation="lower").item()
+    return Distance(totals[0], totals[1], each.quantile(0.5).item(), worst, totals[2], buffers)
+
+
+_OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
+
+
+class _Trained:
+    """Outputs, gradients and buffers of one training step, and none of its memory."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int) -> None:
+        device = next(model.parameters()).device
+        draws: Any = _SameDraws()  # type: ignore[no-untyped-call]
+        with put_back(model), seeded(seed, device), draws:
+            outputs, loss = forward_and_loss(model, inputs, amp)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+            self.gradients = {n: _wide(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+            self.buffers = {n: _wide(b) for n, b in model.named_buffers()}
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.float64, copy=True)
+
+
+class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random masks of dropout that do not depend on the dtype they are drawn for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        aten = torch.ops.aten
+        if func is aten.bernoulli_.float:
+            tensor, p = args[0], args[1] if len(args) > 1 else 0.5
+            return tensor.copy_(torch.rand(tensor.shape, device=tensor.device) < p)
+        if func is aten.native_dropout.default and args[2]:
+            x, p = args[0], args[1]
+            mask = torch.rand(x.shape, device=x.device) < 1.0 - p
+            return x * mask / (1.0 - p), mask
+        return func(*args, **(kwargs or {}))
+
+
+def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or seed == 0:
+            return tensor.detach()
+        mean, deviation = tensor.mean(), tensor.std(correction=0) + (tensor == 0).all()
+        return torch.empty_like(tensor).normal_() * deviation + mean
+
+    with seeded(seed, device):
+        drawn: Inputs = tree_map_only(torch.Tensor, draw, batch)
+    return drawn
+
+
+def _ratios(exact: _Trained, eager: _Trained, fused: _Trained) -> dict[str, float]:
+    names = list(exact.gradients)
+    ratios = {name: _ratio([exact.gradients[name]], [eager.gradients[name]], [fused.gradients[name]]) for name in names}
+    ratios[_OUTPUTS] = _ratio(exact.outputs, eager.outputs, fused.outputs)
+    ratios[_GRADIENTS] = _ratio(*([run.gradients[name] for name in names] for run in (exact, eager, fused)))
+    ratios[_BUFFERS] = _ratio(*(list(run.buffers.values()) for run in (exact, eager, fused)))
+    return ratios
+
+
+def _ratio(exact: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], fused: Sequence[torch.Tensor]) -> float:
+    """Fused error over eager's, either no smaller than one rounding of the whole."""
+    floor = _ROUNDINGS * _norm(exact) + 1e-300
+    own = max(floor, _norm([a - b for a, b in zip(eager, exact, strict=True)]))
+    other = max(floor, _norm([a - b for a, b in zip(fused, exact, strict=True)]))
+    return other / own if own == own and other == other else _unless_same(exact, eager, fused)
+
+
+def _unless_same(*runs: Sequence[torch.Tensor]) -> float:
+    """Where something is not finite, it must be so in the same places."""
+    _, eager, fused = runs
+    same = all(torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(eager, fused, strict=True))
+    return 1.0 if same else float("inf")
+
+
+def _relative(reference: torch.Tensor, other: torch.Tensor) -> float:
+    difference = _norm([other - reference])
+    return difference / max(_norm([reference]), 1e-300) if difference else 0.0
+
+
+def _norm(tensors: Sequence[torch.Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(t.double()) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+
+
+def _beyond(distance: Distance) -> tuple[str, ...]:
+    return (
+        f"error against float64 in units of eager's own: outputs {distance.outputs:.2f}, all gradients "
+        f"{distance.gradients:.2f}, median parameter {distance.median_parameter:.2f}, 95th percentile "
+        f"{distance.worst_parameters:.2f}, buffers {distance.buffers:.2f} (apart by {distance.buffers_apart:.1e})",
+    )

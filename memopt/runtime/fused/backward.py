@@ -1,0 +1,215 @@
+"""Backward of a fused region: chains in reverse, the gradients of all features in one arena."""
+
+import torch
+
+from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
+from memopt.runtime.binding import Tensors
+from memopt.runtime.fused.call import Call, Norm
+from memopt.runtime.kernels import norm_act_matmul, norm_act_matmul_backward, norm_act_sums
+from memopt.runtime.kernels.feature_gradient import feature_gradient
+from memopt.runtime.kernels.finish_norm import finish_norm
+from memopt.runtime.kernels.norm_act import norm_act
+from memopt.runtime.kernels.norm_act_backward import norm_act_backward
+from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_pair
+
+Results = dict[int, torch.Tensor]
+
+
+class Backward:
+    """One run over what forward saved."""
+
+    def __init__(self, call: Call, saved: Tensors, needs: tuple[bool, ...]) -> None:
+        self.call, self.needs = call, needs
+        count = len(call.binding.parameters)
+        self.parameters, self.saved = saved[:count], saved[count:]
+        self.arena, self.mean = self.saved[:2]
+        self.gradient = torch.zeros_like(self.arena, dtype=torch.float32)
+        self.constant, self.slope = zero_pair(self.arena.shape[1], self.arena.device)
+        self.parameter_grads: list[torch.Tensor | None] = [None] * count
+
+    def run(self, grad_outputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the inputs, then of the parameters."""
+        plan = self.call.plan
+        given: dict[int, torch.Tensor] = {}
+        places = plan.copied | dict(plan.placed)
+        for number, grad in zip((*plan.outputs, *plan.passed_through), grad_outputs, strict=True):
+            if grad is not None and number in places:
+                self.gradient[:, places[number].start : places[number].stop] += rows_of(grad)
+            elif grad is not None:
+                given[number] = grad
+        for number in reversed(range(len(plan.chains))):
+            chain = plan.chains[number]
+            if chain.output not in self.call.requires_grad:
+                continue
+            if chain.place is not None:
+                self._chain(number, chain, self._feature(chain.place))
+            elif chain.output in given:
+                self._chain(number, chain, given.pop(chain.output))
+        inputs: list[torch.Tensor | None] = [None] * plan.input_count
+        for number, place in plan.placed:
+            if self.needs[number]:
+                inputs[number] = self._feature(place).contiguous(memory_format=self.call.formats[number])
+        return (*inputs, *self.parameter_grads)
+
+    def _feature(self, place: Interval) -> torch.Tensor:
+        """The finished gradient of a feature, as an image."""
+        channels = slice(place.start, place.stop)
+        out = empty_rows(self.arena, place.stop - place.start, self.arena.dtype)
+        feature_gradient(
+            self.gradient[:, channels],
+            self.arena[:, channels],
+            self.mean[channels],
+            self.constant[channels],
+            self.slope[channels],
+            out,
+        )
+        return image_of(out, self.call.size)
+
+    def _chain(self, number: int, chain: FusedChain, grad: torch.Tensor) -> None:
+        results = self._recompute(number, chain)
+        for index in reversed(range(len(chain.stages))):
+            stage = chain.stages[index]
+            if isinstance(stage, PlainStage):
+                grad = self._plain(stage, grad, results.get(index - 1), results.get(index))
+            elif index > 0:
+                grad = self._dense_norm(stage, rows_of(grad), results[index - 1])
+            else:
+                self._arena_norm(stage, rows_of(grad), chain.source)
+            results.pop(index, None)
+
+    def _recompute(self, number: int, chain: FusedChain) -> Results:
+        """Results of stages that the gradients of this chain read, by index."""
+        wanted = self._wanted(chain)
+        results: Results = {}
+        if chain.kept is not None:
+            results[chain.kept] = self.saved[self.call.kept_at[number]]
+        passing: torch.Tensor | None = None
+        for index in range(max(wanted, default=-1) + 1):
+            if index in results:
+                passing = results[index]
+                continue
+            if chain.kept is not None and index < chain.kept and not any(index <= w < chain.kept for w in wanted):
+                continue  # only what was kept is made of it
+            passing = self._again(chain, index, passing)
+            if index in wanted:
+                results[index] = passing
+        return results
+
+    def _wanted(self, chain: FusedChain) -> set[int]:
+        wanted = set()
+        for index, stage in enumerate(chain.stages):
+            if isinstance(stage, PlainStage):
+                kind = self.call.plan.steps[stage.step].op.kind
+                wanted |= ({index - 1} if kind in NEEDS_INPUT else set()) | ({index} if kind in NEEDS_OUTPUT else set())
+            elif index > 0:
+                wanted.add(index - 1)
+        return wanted
+
+    def _again(self, chain: FusedChain, index: int, passing: torch.Tensor | None) -> torch.Tensor:
+        """A stage's result, as forward computed it."""
+        call, stage = self.call, chain.stages[index]
+        if isinstance(stage, PlainStage):
+            op = call.binding.ops[stage.step]
+            assert op is not None
+            assert passing is not None
+            parameters = call.binding.parameters_of(stage.step, self.parameters)
+            return op.recompute(passing, parameters, self.saved[call.stash_at[stage.step]], None)
+        norm = self._norm(stage)
+        if index == 0:
+            x, size = self.arena[:, chain.source.start : chain.source.stop], call.size
+        else:
+            assert passing is not None
+            x, size = rows_of(passing), passing.shape
+        if stage.matmul is None:
+            result = empty_rows(x, x.shape[1], stage.dtype)
+            norm_act(x, *norm.arguments, result)
+        else:
+            matrix, bias = call.matrix(stage, self.parameters)
+            result = empty_rows(x, len(matrix), stage.dtype)
+            norm_act_matmul.norm_act_matmul(x, *norm.arguments, matrix, bias, call.allow_tf32, result, None)
+        return image_of(result, size)
+
+    def _norm(self, stage: FusedNorm) -> Norm:
+        place = self.call.statistics_at[stage.norm]
+        return self.call.norm(stage, self.saved[place], self.saved[place + 1], self.parameters)
+
+    def _plain(
+        self, stage: PlainStage, grad: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None
+    ) -> torch.Tensor:
+        call = self.call
+        op, places = call.binding.ops[stage.step], call.binding.index[stage.step]
+        assert op is not None
+        needs = (True, *(p is not None and ~p in call.requires_grad for p in places))
+        parameters = call.binding.parameters_of(stage.step, self.parameters)
+        stash = self.saved[call.stash_at[stage.step]]
+        x_grad, *own = op.backward(grad, x, y, parameters, stash, needs, False)
+        assert x_grad is not None
+        for place, gradient in zip(places, own, strict=True):
+            self._give(place, gradient)
+        return x_grad
+
+    def _dense_norm(self, stage: FusedNorm, dz: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Gradient of what a norm inside a chain reads, as an image."""
+        x, norm = rows_of(image), self._norm(stage)
+        channels = x.shape[1]
+        sums = self._parts(norm_act_sums.part_count(*x.shape), channels)
+        norm_act_sums.norm_act_sums(dz, x, *norm.arguments, sums, None)
+        constant, slope = zero_pair(channels, x.device)
+        self._finish(stage, norm, sums, len(x), constant, slope)
+        dx = empty_rows(x, channels, x.dtype)
+        norm_act_backward(dz, x, *norm.arguments, constant, slope, dx)
+        return image_of(dx, image.shape)
+
+    def _arena_norm(self, stage: FusedNorm, grad: torch.Tensor, source: Interval) -> None:
+        """Adds to the gradient arena what a chain's first stage hands back."""
+        norm = self._norm(stage)
+        channels = slice(source.start, source.stop)
+        x, total = self.arena[:, channels], self.gradient[:, channels]
+        if stage.matmul is None:
+            sums = self._parts(norm_act_sums.part_count(*x.shape), x.shape[1])
+            norm_act_sums.norm_act_sums(grad, x, *norm.arguments, sums, total)
+        else:
+            sums = self._matmul(stage, norm, grad, x, total)
+        self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels])
+
+    def _matmul(
+        self, stage: FusedNorm, norm: Norm, dy: torch.Tensor, x: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        assert stage.matmul is not None
+        matrix, _ = self.call.matrix(stage, self.parameters)
+        count = norm_act_matmul_backward.part_count(len(x), x.shape[1], len(matrix), dy.element_size())
+        sums = self._parts(count, x.shape[1])
+        parts = torch.empty(count, *matrix.shape, device=x.device)
+        norm_act_matmul_backward.norm_act_matmul_backward(
+            dy, x, *norm.arguments, matrix, self.call.allow_tf32, total, parts, sums
+        )
+        weight_at, bias_at = self.call.binding.index[stage.matmul]
+        if weight_at is not None:
+            weight = self.parameters[weight_at]
+            self._give(weight_at, parts.sum(0).view(weight.shape).to(weight.dtype))
+        if bias_at is not None:
+            self._give(bias_at, dy.sum(0, dtype=torch.float32).to(self.parameters[bias_at].dtype))
+        return sums
+
+    def _finish(
+        self,
+        stage: FusedNorm,
+        norm: Norm,
+        sums: torch.Tensor,
+        positions: int,
+        constant: torch.Tensor,
+        slope: torch.Tensor,
+    ) -> None:
+        weight_gradient, bias_gradient = empty_pair(sums.shape[1], sums.device)
+        put_off = (constant, slope) if self.call.norm_op(stage.norm).training else (None, None)
+        finish_norm(sums, norm.variance, norm.weight, norm.eps, positions, weight_gradient, bias_gradient, *put_off)
+        for place, gradient in zip(self.call.binding.index[stage.norm], (weight_gradient, bias_gradient), strict=True):
+            if place is not None:
+                self._give(place, gradient.to(self.parameters[place].dtype))
+
+    def _give(self, place: int | None, gradient: torch.Tensor | None) -> None:
+        if place is not None and gradient is not None and ~place in self.call.requires_grad:
+            self.parameter_grads[place] = gradient
+
+    def _parts(self, count: int, channels: int) -> torch.Tensor:
+        return torch.empty(2, channels, count, device=self.arena.device)

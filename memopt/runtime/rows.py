@@ -1,0 +1,31 @@
+"""Images (N, C, *spatial) as matrices of positions × channels and back, and how both lie in memory."""
+
+import torch
+
+
+def rows_of(image: torch.Tensor) -> torch.Tensor:
+    """The matrix (N · spatial, C) of an image; a view where the channels lie innermost, else a copy."""
+    last = image.movedim(1, -1)
+    return last.reshape(-1, image.shape[1])
+
+
+def image_of(rows: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """The image of a matrix, as a view. `size` is that of any image with the same batch and spatial sizes."""
+    return rows.view(size[0], *size[2:], rows.shape[1]).movedim(-1, 1)
+
+
+def empty_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two new vectors of float32, such as a mean and a variance."""
+    both = torch.empty(2, channels, device=device)
+    return both[0], both[1]
+
+
+def zero_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two vectors of zeros."""
+    both = torch.zeros(2, channels, device=device)
+    return both[0], both[1]
+
+
+def empty_rows(like: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """A new matrix with as many rows as `like`."""
+    return torch.empty(len(like), channels, dtype=dtype, device=like.device)
