@@ -1,5 +1,7 @@
 """The report on a terminal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich import box
@@ -33,14 +35,15 @@ def print_comparison(comparison: Comparison, title: str, file: TextIO, width: in
         file: where to; styled only if it is a terminal.
         width: columns; None for the terminal's, 80 where there is none.
     """
-    console = _console(file, width)
-    console.print(_heading(comparison, title))
-    _print_chains(console, comparison.explanation)
-    if comparison.explanation.rewritten or not comparison.equivalence.passed:
-        _print_equivalence(console, comparison)
-    if comparison.explanation.rewritten and comparison.equivalence.passed:
-        console.print(_figures_table(comparison), "")
-    _print_notes(console, (*comparison.explanation.notes, *comparison.notes))
+    explanation, equal = comparison.explanation, comparison.equivalence.passed
+    with _printing(file, width) as console:
+        console.print(_heading(comparison, title))
+        _print_chains(console, explanation)
+        if explanation.rewritten or not equal:
+            _print_equivalence(console, comparison)
+        if explanation.rewritten and equal:
+            console.print(_figures_table(comparison), "")
+        _print_notes(console, (*explanation.notes, *comparison.notes))
 
 
 def print_explanation(explanation: Explanation, title: str, file: TextIO, width: int | None = None) -> None:
@@ -52,10 +55,22 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
         file: where to; styled only if it is a terminal.
         width: columns; None for the terminal's, 80 where there is none.
     """
+    with _printing(file, width) as console:
+        console.print(Text(title, style="bold"))
+        _print_chains(console, explanation)
+        _print_notes(console, explanation.notes)
+
+
+@contextmanager
+def _printing(file: TextIO, width: int | None) -> Iterator[Console]:
+    """A console on `file`; where that is no terminal, without the spaces that fill the cells of tables."""
     console = _console(file, width)
-    console.print(Text(title, style="bold"))
-    _print_chains(console, explanation)
-    _print_notes(console, explanation.notes)
+    if console.is_terminal:
+        yield console
+        return
+    with console.capture() as captured:
+        yield console
+    file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _console(file: TextIO, width: int | None) -> Console:

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def printed(comparison: Comparison, width: int = 80) -> str:
     file = io.StringIO()
     print_comparison(comparison, "model.py:Net", file, width)
-    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+    return file.getvalue()
 
 
 def golden(name: str) -> str:
@@ -26,6 +26,13 @@ def golden(name: str) -> str:
 @pytest.mark.parametrize("width", [80, 120])
 def test_whole_report(comparison: Comparison, width: int) -> None:
     assert printed(comparison, width) == golden(f"report_{width}")
+
+
+def test_lines_have_no_spaces_at_their_end(comparison: Comparison) -> None:
+    file = io.StringIO()
+    print_comparison(comparison, "model.py:Net", file, 80)
+    print_explanation(comparison.explanation, "model.py:Net", file, 80)
+    assert [line for line in file.getvalue().splitlines() if line != line.rstrip()] == []
 
 
 def test_without_measurements(comparison: Comparison) -> None:
@@ -117,5 +124,6 @@ def test_explanation_of_a_model_with_nothing_to_rewrite() -> None:
     file = io.StringIO()
     print_explanation(Explanation(False, True, False, (), ("No chain was found.",)), "model.py:Net", file, 80)
     assert file.getvalue() == (
-        "model.py:Net\n\nNothing was rewritten: memopt leaves this model as it is.\n\n0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
+        "model.py:Net\n\nNothing was rewritten: memopt leaves this model as it is.\n\n"
+        "0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
     )
