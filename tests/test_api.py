@@ -257,6 +257,7 @@ def test_compare_returns_the_report_as_data() -> None:
     assert comparison.predicted_before is not None
     assert comparison.predicted_after is not None
     assert comparison.before is None
+    assert str(comparison).startswith(f"Comparison on {comparison.device_name}: 7 of 7 chains rewritten, equivalent.")
 
 
 def test_levels_differ_in_what_they_keep() -> None:

@@ -70,6 +70,13 @@ class Comparison:
     after: StepFigures | None = None
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        rewritten, found = len(self.explanation.rewritten), len(self.explanation.chains)
+        return (
+            f"Comparison on {self.device_name}: {rewritten} of {found} chains rewritten, "
+            f"{'' if self.equivalence.passed else 'NOT '}equivalent. memopt.report.print_comparison prints it whole."
+        )
+
 
 def compare(
     make_model: MakeModel,

@@ -1,5 +1,6 @@
 """The report on a terminal."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -23,7 +24,9 @@ from memopt.report.rows import (
 )
 
 
-def print_comparison(comparison: Comparison, title: str, file: TextIO, width: int | None = None) -> None:
+def print_comparison(
+    comparison: Comparison, title: str = "", file: TextIO | None = None, width: int | None = None
+) -> None:
     """Print the whole report: chains, rejections, equivalence, measured and predicted figures.
 
     When the equivalence failed no figure is printed: nothing is claimed for a model that computes something
@@ -31,8 +34,8 @@ def print_comparison(comparison: Comparison, title: str, file: TextIO, width: in
 
     Args:
         comparison: from `memopt.compare`.
-        title: what was compared.
-        file: where to; styled only if it is a terminal.
+        title: what was compared; "" leaves the line out.
+        file: where to, None for stdout; styled only if it is a terminal.
         width: columns; None for the terminal's, 80 where there is none.
     """
     explanation, equal = comparison.explanation, comparison.equivalence.passed
@@ -62,8 +65,9 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
 
 
 @contextmanager
-def _printing(file: TextIO, width: int | None) -> Iterator[Console]:
+def _printing(file: TextIO | None, width: int | None) -> Iterator[Console]:
     """A console on `file`; where that is no terminal, without the spaces that fill the cells of tables."""
+    file = sys.stdout if file is None else file
     console = _console(file, width)
     if console.is_terminal:
         yield console
@@ -81,7 +85,9 @@ def _heading(comparison: Comparison, title: str) -> Text:
     shapes = ", ".join(shape_text(shape) for shape in comparison.input_shapes)
     dtype = str(comparison.dtype).removeprefix("torch.")
     amp = "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
-    return Text.assemble((title, "bold"), f"\ninput {shapes}, {dtype}{amp}, on {comparison.device_name}")
+    return Text.assemble(
+        (f"{title}\n" if title else "", "bold"), f"input {shapes}, {dtype}{amp}, on {comparison.device_name}"
+    )
 
 
 def _print_chains(console: Console, explanation: Explanation) -> None:

@@ -28,6 +28,13 @@ def test_whole_report(comparison: Comparison, width: int) -> None:
     assert printed(comparison, width) == golden(f"report_{width}")
 
 
+def test_title_and_file_may_be_left_out(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(comparison)
+    out = capsys.readouterr().out
+    assert out.startswith("input 64x3x32x32, float32, on the CPU\n")
+    assert "after / before" in out
+
+
 def test_lines_have_no_spaces_at_their_end(comparison: Comparison) -> None:
     file = io.StringIO()
     print_comparison(comparison, "model.py:Net", file, 80)
