@@ -1,5 +1,6 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
+import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -62,7 +63,13 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     leaves, spec = pytree.tree_flatten((args, kwargs))
     mode = detect_fake_mode(leaves) or FakeTensorMode()
     recorder = _Recorder(root)
-    with _inside_capture(), refusing_side_effects(root), fake_state(root, mode) as names, _recording(recorder):
+    with (
+        _inside_capture(),
+        _quiet_torch(),
+        refusing_side_effects(root),
+        fake_state(root, mode) as names,
+        _recording(recorder),
+    ):
         recorder.state_names = names
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
@@ -232,6 +239,18 @@ def _context() -> tuple[Any, ...]:
         *(torch.is_autocast_enabled(d) for d in devices),
         *(torch.get_autocast_dtype(d) for d in devices),
     )
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Torch logs a traceback where an operation fails on fake tensors; the error that follows says it in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager

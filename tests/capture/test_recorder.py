@@ -1,6 +1,7 @@
 """Recording: what a forward may do, what is refused with the user's line, and that no state changes."""
 
 import gc
+import logging
 import random
 import weakref
 from collections.abc import Callable
@@ -88,6 +89,18 @@ def test_an_identity_leaves_no_trace() -> None:
     net.nothing.register_forward_hook(lambda *_: None)
     captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4),), {})
     assert [node.target for node in captured.graph.nodes if node.op == "call_module"] == ["nothing", "norm"]
+
+
+def test_a_failing_operation_is_one_error_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(CaptureError, match="fails on tensors without data"):
+            _record(lambda net, x: x + x[:, :, :3])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+    assert not logger.disabled
 
 
 def _data_dependent(net: Net, x: torch.Tensor) -> torch.Tensor:
