@@ -61,7 +61,7 @@ def _depth_table(rows: list[Row]) -> str:
     depths = sorted({int(_depth(row)) for row in rows})
     if len(depths) < 2:
         return ""
-    variants = [v for v in ("naive", "memopt exact layer") if any(r["variant"] == v for r in rows)]
+    variants = [v for v in ("naive", "memopt exact layer", "memopt fast layer") if any(r["variant"] == v for r in rows)]
     lines = [
         f"**Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32 ({_provenance(rows)})",
         "",

@@ -1,4 +1,4 @@
-"""The rival that memopt is measured beside: the same models with `torch.utils.checkpoint` written in by hand."""
+"""The rivals that memopt is measured beside: checkpointing written in by hand, torch.compile, torchvision's own."""
 
 import types
 
@@ -8,6 +8,38 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from densenet_models import bc
+
+
+def compiled_for_memory(model: nn.Module) -> nn.Module:
+    """`torch.compile` told to recompute all it can (`activation_memory_budget`)."""
+    import torch._functorch.config as settings
+
+    compiled: nn.Module = torch.compile(model)
+
+    class Budgeted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = compiled
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with settings.patch(activation_memory_budget=0.0):
+                result: torch.Tensor = self.inner(x)
+            return result
+
+    return Budgeted()
+
+
+def torchvision_memory_efficient(model: nn.Module) -> nn.Module:
+    """torchvision's densenet121 with its own checkpointing, in place of `model`."""
+    from torchvision.models import densenet121
+
+    made: nn.Module = densenet121(memory_efficient=True)
+    first = next(model.parameters())
+    return made.to(first.device, memory_format=_format_of(first))
+
+
+def _format_of(weight: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def checkpointed(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A training step's memory and time: naive, checkpointed, torch.compile, memopt. Needs a GPU.
+"""A training step's memory and time: naive, checkpointed, torch.compile, torchvision's own, memopt. Needs a GPU.
 
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out tests/bench/results/train_step.csv
 
@@ -45,18 +45,29 @@ class Work:
     shape: tuple[int, ...]
     variants: tuple[str, ...]
     amp: torch.dtype | None = None
+    channels_last: bool = False
 
 
-ALL = ("naive", "memopt exact concat", "memopt exact layer", "checkpointed", "torch.compile")
+OURS = ("memopt exact concat", "memopt exact layer", "memopt fast concat", "memopt fast layer")
+COMPILED = ("torch.compile", "torch.compile reduce-overhead", "torch.compile memory budget 0")
+ALL = ("naive", *OURS, "checkpointed", *COMPILED)
 DEPTHS = (40, 100, 196, 400)
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), ALL),
-    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), ALL),
-    "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), ALL),
-    "densenet121-64-bf16": Work(bc.densenet121, (64, 3, 224, 224), ALL[:4], torch.bfloat16),
+    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, "naive channels-last, cudnn.benchmark")),
+    "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), (*ALL, "torchvision memory_efficient")),
+    "densenet121-64-bf16": Work(
+        bc.densenet121,
+        (64, 3, 224, 224),
+        (*ALL, "torchvision memory_efficient"),
+        amp=torch.bfloat16,
+        channels_last=True,
+    ),
     **{
         f"bc{depth}-64": Work(
-            lambda depth=depth: bc.DenseNet(depth=depth), (64, 3, 32, 32), ("naive", "memopt exact layer")
+            lambda depth=depth: bc.DenseNet(depth=depth),
+            (64, 3, 32, 32),
+            ("naive", "memopt exact layer", "memopt fast layer"),
         )
         for depth in DEPTHS
         if depth != 100
@@ -64,23 +75,25 @@ TABLES: dict[str, Work] = {
 }
 
 
-def _memopt(level: str) -> Change:
-    return lambda model: memopt.apply(model, config=memopt.Config(numerics="exact", recompute=level))
+def _memopt(numerics: str, level: str) -> Change:
+    return lambda model: memopt.apply(model, config=memopt.Config(numerics=numerics, recompute=level))
 
 
 VARIANTS: dict[str, Change] = {
     "naive": lambda model: model,
-    "memopt exact concat": _memopt("concat"),
-    "memopt exact layer": _memopt("layer"),
+    **{f"memopt {n} {level}": _memopt(n, level) for n in ("exact", "fast") for level in ("concat", "layer")},
     "checkpointed": rivals.checkpointed,
     "torch.compile": lambda model: torch.compile(model),
+    "torch.compile reduce-overhead": lambda model: torch.compile(model, mode="reduce-overhead"),
+    "torch.compile memory budget 0": rivals.compiled_for_memory,
+    "naive channels-last, cudnn.benchmark": lambda model: model.to(memory_format=torch.channels_last),
+    "torchvision memory_efficient": rivals.torchvision_memory_efficient,
 }
 
 
 def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str, Any]]:
     """One row per variant until the deadline."""
     work = TABLES[table]
-    inputs = (torch.randn(work.shape),)
     for name in (v for v in work.variants if v in variants):
         if time.monotonic() > deadline:
             print(f"stopped before {table} {name}: out of time", flush=True)
@@ -88,11 +101,16 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         change = VARIANTS[name]
         is_ours = name.startswith("memopt")
 
-        def make(change: Change = change) -> nn.Module:
-            return change(work.make().to(DEVICE))
+        channels_last = work.channels_last or "channels-last" in name
+        inputs = (_laid_out(torch.randn(work.shape), channels_last),)
 
+        def make(change: Change = change, channels_last: bool = channels_last) -> nn.Module:
+            return change(_laid_out(work.make().to(DEVICE), channels_last))
+
+        torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
         gpu_seconds, kernels = _profiled(make, inputs, work.amp)
+        torch._dynamo.reset()
         yield {
             "table": table,
             "variant": name,
@@ -104,8 +122,18 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         }
 
 
+def _laid_out(thing: Any, channels_last: bool) -> Any:
+    return thing.to(memory_format=torch.channels_last) if channels_last else thing
+
+
 def _predicted(work: Work, change: Change) -> int | None:
-    return predict_step(work.make, (torch.empty(work.shape),), amp=work.amp, apply=change).activation_peak_bytes
+    inputs = (_laid_out(torch.empty(work.shape), work.channels_last),)
+
+    def make() -> nn.Module:
+        model: nn.Module = _laid_out(work.make(), work.channels_last)
+        return model
+
+    return predict_step(make, inputs, amp=work.amp, apply=change).activation_peak_bytes
 
 
 def _profiled(
