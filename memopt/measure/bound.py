@@ -7,6 +7,7 @@ as much as in the kernels, but not in most seeds.
 """
 
 import copy
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from memopt.measure.equivalence import Equivalence, check_equivalence, put_back
+from memopt.measure.equivalence import Equivalence, check_equivalence, copy_state, put_back
 from memopt.measure.step import Inputs, forward_and_loss, seeded
 
 SEEDS = 5
@@ -102,6 +103,14 @@ def measure_distance(
     seeds: int = SEEDS,
 ) -> Distance:
     """The distances that `check_bound` judges."""
+    with put_back(rewritten_model):
+        copy_state(naive_model, rewritten_model)
+        return _measured(naive_model, rewritten_model, batch, amp, seeds)
+
+
+def _measured(
+    naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, amp: torch.dtype | None, seeds: int
+) -> Distance:
     device = next(naive_model.parameters()).device
     ratios: list[dict[str, float]] = []
     wide_model = copy.deepcopy(naive_model).double()
@@ -184,16 +193,13 @@ def _ratios(exact: _Trained, eager: _Trained, fused: _Trained) -> dict[str, floa
 def _ratio(exact: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], fused: Sequence[torch.Tensor]) -> float:
     """Fused error over eager's, either no smaller than one rounding of the whole."""
     floor = _ROUNDINGS * _norm(exact) + 1e-300
-    own = max(floor, _norm([a - b for a, b in zip(eager, exact, strict=True)]))
-    other = max(floor, _norm([a - b for a, b in zip(fused, exact, strict=True)]))
-    return other / own if own == own and other == other else _unless_same(exact, eager, fused)
-
-
-def _unless_same(*runs: Sequence[torch.Tensor]) -> float:
-    """Where something is not finite, it must be so in the same places."""
-    _, eager, fused = runs
+    own = max(_norm([a - b for a, b in zip(eager, exact, strict=True)]), floor)
+    other = max(_norm([a - b for a, b in zip(fused, exact, strict=True)]), floor)
+    if math.isfinite(own) and math.isfinite(other):
+        return other / own
+    # Where something is not finite, it must be so in the same places.
     same = all(torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(eager, fused, strict=True))
-    return 1.0 if same else float("inf")
+    return 1.0 if same else math.inf
 
 
 def _relative(reference: torch.Tensor, other: torch.Tensor) -> float:

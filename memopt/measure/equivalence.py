@@ -111,7 +111,7 @@ def _train_side_by_side(
         stack.enter_context(put_back(rewritten_model))
         stack.enter_context(seeded(seed, device))
         seen = stack.enter_context(deterministic(pooling_on_cpu=pooling_on_cpu))
-        _copy_state(naive_model, rewritten_model)
+        copy_state(naive_model, rewritten_model)
         twins = [copy.deepcopy(naive_model)] if repeats else []
         eager, *again, rewritten = (_Trainee(model, amp, device) for model in (naive_model, *twins, rewritten_model))
         for number in range(steps):
@@ -173,7 +173,7 @@ class _Trainee:
 
     def continue_from(self, other: "_Trainee") -> None:
         """Take over another's parameters, buffers and momentum."""
-        _copy_state(other._step.model, self._step.model)
+        copy_state(other._step.model, self._step.model)
         self._step.optimizer.load_state_dict(copy.deepcopy(other._step.optimizer.state_dict()))
 
 
@@ -242,7 +242,12 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _copy_state(source: nn.Module, destination: nn.Module) -> None:
+def copy_state(source: nn.Module, destination: nn.Module) -> None:
+    """Copy parameters and buffers.
+
+    Raises:
+        ValueError: the two do not have the same ones.
+    """
     wanted, present = _state(source), _state(destination)
     if wanted.keys() != present.keys():
         names = ", ".join(sorted(wanted.keys() ^ present.keys())[:5])

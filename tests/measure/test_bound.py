@@ -1,0 +1,85 @@
+"""Judging numbers that are not bit-identical: by their distance from float64 beside eager's own."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memopt.measure.bound import Distance, check_bound, measure_distance
+
+
+class Rounded(nn.Module):
+    """A model whose weights are used with a relative error."""
+
+    def __init__(self, model: nn.Module, error: float) -> None:
+        super().__init__()
+        self.model, self.error = model, error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sign = torch.where(torch.arange(x.numel(), device=x.device).view(x.shape) % 2 == 0, 1.0, -1.0)
+        return self.model(x * (1.0 + self.error * sign))
+
+
+def pair(make: Callable[..., nn.Module], error: float) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    naive = Rounded(make(), 0.0)
+    other = copy.deepcopy(naive)
+    other.error = error
+    return naive, other
+
+
+def test_the_same_model_is_as_far_as_eager(make_tiny, images) -> None:
+    naive, same = pair(make_tiny, 0.0)
+    assert measure_distance(naive, same, images) == Distance(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("error", "passed"), [(1e-8, True), (1e-5, False), (1e-2, False)])
+def test_a_larger_error_than_eagers_is_seen(make_tiny, images, error: float, passed: bool) -> None:
+    naive, other = pair(make_tiny, error)
+    result = check_bound(naive, other, images)
+    assert result.numerics == "fast"
+    assert result.passed is passed
+    assert bool(result.differing) is not passed
+
+
+def test_under_autocast_eagers_own_error_is_larger(make_tiny, images) -> None:
+    naive, other = pair(make_tiny, 1e-4)
+    assert not check_bound(naive, other, images).passed
+    assert check_bound(naive, other, images, amp=torch.bfloat16).passed
+
+
+def test_models_made_apart_are_compared_with_the_same_weights(make_tiny, images) -> None:
+    naive, other = make_tiny(), make_tiny()
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    assert check_bound(naive, other, images).passed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    assert all(parameter.grad is None for parameter in (*naive.parameters(), *other.parameters()))
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])
+def test_dropout_draws_the_same_in_float64(images, dropout: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), dropout(0.5), nn.Conv2d(8, 2, 3))
+    distance = measure_distance(model, copy.deepcopy(model), images)
+    assert distance.outputs == 1.0
+    torch.manual_seed(0)
+    wrong = copy.deepcopy(model)
+    wrong[1].p = 0.4
+    assert measure_distance(model, wrong, images).outputs > 100
+
+
+def test_what_is_not_finite_must_be_so_in_the_same_places(images) -> None:
+    class Overflowing(nn.Conv2d):
+        broken = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x) * 1e39
+            return F.pad(y[:, :, :, 1:], (1, 0)) if self.broken else y
+
+    naive = Overflowing(3, 2, 3)
+    assert check_bound(naive, copy.deepcopy(naive), images).passed
+    other = copy.deepcopy(naive)
+    other.broken = True
+    assert not check_bound(naive, other, images).passed
