@@ -2,6 +2,8 @@
 
 import torch
 
+from memopt.runtime.kernels.tiles import padded
+
 
 def rows_of(image: torch.Tensor) -> torch.Tensor:
     """The matrix (N · spatial, C) of an image; a view where the channels lie innermost, else a copy."""
@@ -12,6 +14,17 @@ def rows_of(image: torch.Tensor) -> torch.Tensor:
 def image_of(rows: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The image of a matrix, as a view. `size` is that of any image with the same batch and spatial sizes."""
     return rows.view(size[0], *size[2:], rows.shape[1]).movedim(-1, 1)
+
+
+def empty_arena(positions: int, channels: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A new matrix of features. Its rows begin where kernels can load many channels at once."""
+    return torch.empty(positions, padded(channels), dtype=dtype, device=device)[:, :channels]
+
+
+def zero_arena(like: torch.Tensor) -> torch.Tensor:
+    """Zeros of float32 that lie as another arena does."""
+    positions, channels = like.shape
+    return torch.zeros(positions, padded(channels), device=like.device)[:, :channels]
 
 
 def empty_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

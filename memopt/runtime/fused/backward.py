@@ -10,7 +10,7 @@ from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
 from memopt.runtime.kernels.norm_act import norm_act
 from memopt.runtime.kernels.norm_act_backward import norm_act_backward
-from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_pair
+from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_arena, zero_pair
 
 Results = dict[int, torch.Tensor]
 
@@ -23,7 +23,7 @@ class Backward:
         count = len(call.binding.parameters)
         self.parameters, self.saved = saved[:count], saved[count:]
         self.arena, self.mean = self.saved[:2]
-        self.gradient = torch.zeros_like(self.arena, dtype=torch.float32)
+        self.gradient = zero_arena(self.arena)
         self.constant, self.slope = zero_pair(self.arena.shape[1], self.arena.device)
         self.parameter_grads: list[torch.Tensor | None] = [None] * count
 

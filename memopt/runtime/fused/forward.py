@@ -12,7 +12,7 @@ from memopt.runtime.kernels.moments import moments, part_rows
 from memopt.runtime.kernels.norm_act import norm_act
 from memopt.runtime.memory_format import suggested_format
 from memopt.runtime.ops.batch_norm import BatchNorm
-from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_pair
+from memopt.runtime.rows import empty_arena, empty_pair, empty_rows, image_of, rows_of, zero_pair
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -28,7 +28,7 @@ class Forward:
         call.formats = tuple(map(suggested_format, inputs))
         call.allow_tf32 = torch.backends.cudnn.allow_tf32
         positions = first.numel() // first.shape[1]
-        self.arena = torch.empty(positions, plan.channels, dtype=plan.dtype, device=first.device)
+        self.arena = empty_arena(positions, plan.channels, plan.dtype, first.device)
         # Zeros where nothing is measured: backward takes the distance from the mean all the same.
         self.mean, self.variance = zero_pair(plan.channels, first.device)
         self.running = RunningStatistics()

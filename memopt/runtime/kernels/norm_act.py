@@ -17,6 +17,7 @@ def _kernel(
     z,
     P,
     C,
+    READABLE,
     x_stride,
     z_stride,
     eps,
@@ -33,7 +34,8 @@ def _kernel(
     scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
     shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
     centre = tl.load(mean + c, mask=inside, other=0.0)
-    value = tl.load(x + p.to(tl.int64)[:, None] * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
+    touched = (p < P)[:, None] & (c < READABLE)[None, :]
+    value = tl.load(x + p.to(tl.int64)[:, None] * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32)
     value = activate((value - centre[None, :]) * scale[None, :] + shift[None, :], ACTIVATION, parameter)
     tl.store(z + p.to(tl.int64)[:, None] * z_stride + c[None, :], value.to(z.dtype.element_ty), mask=there)
 
@@ -61,6 +63,7 @@ def launch(
         z,
         positions,
         channels,
+        tiles.readable(x),
         x.stride(0),
         z.stride(0),
         eps,

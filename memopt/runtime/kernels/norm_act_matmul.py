@@ -28,6 +28,7 @@ def _kernel(
     moments,
     P,
     C,
+    READABLE,
     B,
     x_stride,
     y_stride,
@@ -55,8 +56,9 @@ def _kernel(
         scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
         shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
         centre = tl.load(mean + c, mask=inside, other=0.0)
-        value = tl.load(x_rows + c[None, :], mask=rows[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        value = activate((value - centre[None, :]) * scale[None, :] + shift[None, :], ACTIVATION, parameter)
+        value = tl.load(x_rows + c[None, :], mask=rows[:, None] & (c < READABLE)[None, :], other=0.0)
+        value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + shift[None, :]
+        value = tl.where(inside[None, :], activate(value, ACTIVATION, parameter), 0.0)
         taken = tl.load(matrix + b[None, :] * C + c[:, None], mask=columns[None, :] & inside[:, None], other=0.0)
         value = value.to(y.dtype.element_ty)
         total = tl.dot(value, taken.to(y.dtype.element_ty), total, input_precision=PRECISION)
@@ -106,6 +108,7 @@ def launch(
         moments,
         positions,
         channels,
+        tiles.readable(x),
         out_channels,
         x.stride(0),
         y.stride(0),

@@ -26,6 +26,7 @@ def _kernel(
     sums,
     P,
     C,
+    READABLE,
     B,
     dy_stride,
     x_stride,
@@ -58,14 +59,15 @@ def _kernel(
         rows = p < P
         row = p.to(tl.int64)[:, None]
         there = rows[:, None] & inside[None, :]
-        distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
+        touched = rows[:, None] & (c < READABLE)[None, :]
+        distance = tl.load(x + row * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32) - centre[None, :]
         g = tl.load(dy + row * dy_stride + b[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
         place = gradient + row * gradient_stride + c[None, :]
-        before = tl.load(place, mask=there, other=0.0)
+        before = tl.load(place, mask=touched, other=0.0)
         normalised = distance * scale[None, :] + shift[None, :]
         d = tl.dot(g, w, input_precision=PRECISION)
         d = tl.where(there, activation_gradient(normalised, d, ACTIVATION, parameter), 0.0)
-        tl.store(place, before + d * scale[None, :], mask=there)
+        tl.store(place, before + d * scale[None, :], mask=touched)
         activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0).to(dy.dtype.element_ty)
         total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
         first += tl.sum(d, 0)
@@ -113,8 +115,9 @@ def launch(
     positions, channels = x.shape
     out_channels = len(matrix)
     chosen, repeats, parts = _split(positions, channels, out_channels, dy.element_size())
-    # Without tensor cores a thread holds more of a tile's operands: half the rows at a time, in the same parts.
-    halves = 2 if dy.dtype == torch.float32 and not allow_tf32 else 1
+    # Without tensor cores a thread holds whole rows of its operands: fewer of them at a time, in the same parts.
+    exact = dy.dtype == torch.float32 and not allow_tf32
+    slices = max(1, chosen.positions * chosen.outer // 2048) if exact else 1
     _kernel[(tiles.cdiv(channels, chosen.inner), parts)](
         dy,
         x,
@@ -128,17 +131,18 @@ def launch(
         sums,
         positions,
         channels,
+        tiles.readable(x, gradient),
         out_channels,
         dy.stride(0),
         x.stride(0),
         gradient.stride(0),
         parts,
-        repeats * halves,
+        repeats * slices,
         eps,
         parameter,
         ACTIVATION=activation,
         PRECISION="tf32" if allow_tf32 else "ieee",
-        BP=chosen.positions // halves,
+        BP=chosen.positions // slices,
         BC=chosen.inner,
         BB=chosen.outer,
         num_warps=chosen.warps,
@@ -184,5 +188,5 @@ norm_act_matmul_backward = define(
     reference=compute,
 )
 """dy (P, B), x (P, C), rows `stride(0)` apart; mean, variance, weight, bias (C); matrix (B, C), B at most
-`MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts), float32,
-are written, parts being `part_count`."""
+`memopt.ir.MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts),
+float32, are written, parts being `part_count`."""

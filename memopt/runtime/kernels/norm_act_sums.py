@@ -24,6 +24,7 @@ def _kernel(
     sums,
     P,
     C,
+    READABLE,
     dz_stride,
     x_stride,
     gradient_stride,
@@ -49,7 +50,8 @@ def _kernel(
         p = (part * NT + step) * BP + tl.arange(0, BP)
         row = p.to(tl.int64)[:, None]
         there = (p < P)[:, None] & inside[None, :]
-        distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
+        touched = (p < P)[:, None] & (c < READABLE)[None, :]
+        distance = tl.load(x + row * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32) - centre[None, :]
         d = tl.load(dz + row * dz_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
         d = activation_gradient(distance * scale[None, :] + shift[None, :], d, ACTIVATION, parameter)
         d = tl.where(there, d, 0.0)
@@ -57,7 +59,7 @@ def _kernel(
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
         if ACCUMULATE:
             place = gradient + row * gradient_stride + c[None, :]
-            tl.store(place, tl.load(place, mask=there, other=0.0) + d * scale[None, :], mask=there)
+            tl.store(place, tl.load(place, mask=touched, other=0.0) + d * scale[None, :], mask=touched)
     tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
     tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
 
@@ -96,6 +98,7 @@ def launch(
         sums,
         positions,
         channels,
+        tiles.readable(x) if gradient is None else tiles.readable(x, gradient),
         dz.stride(0),
         x.stride(0),
         0 if gradient is None else gradient.stride(0),

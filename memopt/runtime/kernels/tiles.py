@@ -6,6 +6,8 @@ the same on every machine of a kind. Every choice fits the 99 KiB of shared memo
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -26,6 +28,29 @@ class Tiles:
     stages: int
 
 
+VECTOR = 16
+"""Triton loads several channels at once where it knows that 16 divides their number, and the distance of rows."""
+
+
+def padded(channels: int) -> int:
+    """Channels rounded up to what is loaded at once: how far apart the rows of an arena are."""
+    return cdiv(channels, VECTOR) * VECTOR
+
+
+def readable(*matrices: torch.Tensor) -> int:
+    """How many channels of intervals (P, C) of arenas a kernel may touch: up to 15 more than there are.
+
+    It ignores the values that it reads there, and writes back what it read. The rows must go on so far, every one.
+    """
+    channels = matrices[0].shape[1]
+    wanted = padded(channels)
+    for matrix in matrices:
+        distance = matrix.stride(0)
+        if distance % VECTOR or matrix.storage_offset() % distance + wanted > distance:
+            return channels
+    return wanted
+
+
 def power_of_two(n: int) -> int:
     """The next power of two."""
     return 1 << (n - 1).bit_length()
@@ -34,10 +59,6 @@ def power_of_two(n: int) -> int:
 def cdiv(a: int, b: int) -> int:
     """Quotient, rounded up."""
     return -(-a // b)
-
-
-MAX_FUSED_CHANNELS = 128
-"""Output channels up to which a 1×1 convolution's backward keeps its weight gradient in registers."""
 
 
 def matmul_forward(channels: int, out_channels: int, item_bytes: int) -> Tiles:

@@ -33,6 +33,7 @@ SHAPES = (
     Shape(130, 48, 48, 48),
     Shape(300, 70, 100, 20),
     Shape(64, 17, 129, 128),
+    Shape(130, 44, 64, 48),
 )
 ACTIVATIONS = {
     "identity": (language.IDENTITY, 0.0),
@@ -62,9 +63,19 @@ class Maker:
 
     def arena(self) -> torch.Tensor:
         """An interval of an arena: rows further apart than they are long."""
-        whole = (self.normal(self.shape.positions, self.shape.arena) + self.centre).to(self.dtype)
+        return self._interval((self.normal(self.shape.positions, self.shape.arena) + self.centre).to(self.dtype), NAN)
+
+    def gradients(self) -> torch.Tensor:
+        """The same interval of a gradient arena."""
+        return self._interval(self.normal(self.shape.positions, self.shape.arena), 7.0)
+
+    def _interval(self, whole: torch.Tensor, around: float) -> torch.Tensor:
+        """An interval of an arena that has something else around it."""
         start = (self.shape.arena - self.shape.channels) // 2
-        return whole[:, start : start + self.shape.channels]
+        inside = whole[:, start : start + self.shape.channels]
+        values = inside.clone()
+        whole.fill_(around)
+        return inside.copy_(values)
 
     def rows(self, channels: int) -> torch.Tensor:
         return self.normal(self.shape.positions, channels).to(self.dtype)
@@ -119,7 +130,7 @@ def norm_act_sums(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
         "dz": m.rows(s.channels),
         **_normed(m, act, x=m.arena()),
         "sums": m.empty(2, s.channels, parts),
-        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+        "gradient": m.gradients(),
     }
 
 
@@ -153,7 +164,7 @@ def norm_act_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
 def feature_gradient(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     s = m.shape
     return {
-        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+        "gradient": m.gradients(),
         "x": m.arena(),
         "mean": m.normal(s.channels) + m.centre,
         "constant": m.normal(s.channels),
@@ -184,7 +195,7 @@ def norm_act_matmul_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]
         **_normed(m, act, x=m.arena()),
         "matrix": m.normal(s.out, s.channels),
         "allow_tf32": False,
-        "gradient": m.normal(s.positions, s.arena)[:, : s.channels],
+        "gradient": m.gradients(),
         "matrix_parts": m.empty(parts, s.out, s.channels),
         "sums": m.empty(2, s.channels, parts),
     }

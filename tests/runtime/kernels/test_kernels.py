@@ -10,6 +10,7 @@ import torch
 
 from memopt.runtime import kernels
 from memopt.runtime.kernels.library import NAMES
+from memopt.runtime.kernels.tiles import readable
 from tests.runtime.kernels.cases import ACTIVATIONS, CASES, OPTIONAL, SHAPES, WITH_ACTIVATION, Maker, Shape
 
 for name in CASES:
@@ -103,6 +104,20 @@ def test_optional_arguments(name: str) -> None:
         launcher(name)(*actual.values())
         reference(name)(*expected.values())
         assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "x" in make(name, SHAPES[0])])
+def test_what_lies_around_an_interval_is_neither_used_nor_changed(name: str) -> None:
+    """Kernels may read a few channels more than they are given, and write them back."""
+    arguments = make(name, Shape(130, 44, 64, 48))
+    x, gradient = arguments["x"], arguments.get("gradient")
+    assert readable(x) == 48
+    launcher(name)(*arguments.values())
+    for value in arguments.values():
+        assert not isinstance(value, torch.Tensor) or not value.isnan().any()
+    assert x._base.isnan().sum() == 130 * (64 - 44)
+    if gradient is not None:
+        assert (gradient._base == 7.0).sum() == 130 * (64 - 44)
 
 
 @pytest.mark.parametrize("name", ["moments", "merge_moments"])
