@@ -13,7 +13,7 @@ from memopt.capture import Captured, capture
 from memopt.config import Config
 from memopt.errors import CaptureError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level
+from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
 from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
@@ -22,7 +22,7 @@ from memopt.plan import plan_fused, plan_region
 from memopt.rewrite import Region, install, installed, splice, uninstall
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
-from memopt.runtime import take_blas_workspaces
+from memopt.runtime import take_blas_workspaces, unsupported
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -220,7 +220,7 @@ def _rewrite_forward(
     found = find_chains(captured.graph, model)
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found) for group in groups]
-    fused = [plan_fused(draft, level) if fast else None for draft in drafts]
+    fused = [_fused(group, draft, level) if fast else None for group, draft in zip(groups, drafts, strict=True)]
     explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
     if not groups:
         return RewrittenForward(None, None, explanation)
@@ -231,6 +231,12 @@ def _rewrite_forward(
     spliced = splice(captured, found, regions)
     take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
     return RewrittenForward(spliced.function, captured.output_spec, explanation)
+
+
+def _fused(group: Group, draft: RegionDraft, level: Level) -> FusedPlan | str:
+    """A region's plan on fused kernels, or the reason why there is none."""
+    reason = unsupported(group.nodes[0].meta["val"].device)
+    return plan_fused(draft, level) if reason is None else reason
 
 
 def _explain(

@@ -24,13 +24,26 @@ def define(schema: str, *, cuda: Callable[..., None], reference: Callable[..., N
     """
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, cuda, "CUDA")
+    _LIBRARY.impl(name, _on_its_device(cuda), "CUDA")
     _LIBRARY.impl(name, reference, "CPU")
     torch.library.register_fake(f"memopt::{name}", _nothing, lib=_LIBRARY)
     NAMES.append(name)
     packet: Any = getattr(torch.ops.memopt, name)
     operator: Callable[..., None] = packet.default
     return operator
+
+
+def _on_its_device(launch: Callable[..., None]) -> Callable[..., None]:
+    """Triton launches on the current device, which need not be the one that the tensors are on."""
+
+    def on_its_device(x: torch.Tensor, *rest: Any) -> None:
+        if x.device.index == torch.cuda.current_device():
+            launch(x, *rest)
+        else:
+            with torch.cuda.device(x.device):
+                launch(x, *rest)
+
+    return on_its_device
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,22 @@
+"""Where there are fused kernels."""
+
+import importlib.util
+
+import torch
+
+OLDEST = (8, 0)
+"""Compute capability from which the kernels are compiled and tested."""
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Why regions on a device cannot run on fused kernels; None if they can. A CPU runs the references."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"there are no fused kernels for {'ROCm' if device.type == 'cuda' else device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        return f"fused kernels need compute capability 8.0, and this GPU has {capability[0]}.{capability[1]}"
+    return None
