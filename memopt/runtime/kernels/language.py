@@ -10,7 +10,7 @@ except ModuleNotFoundError:  # a CPU build of torch has no Triton: the reference
     triton: Any = SimpleNamespace(jit=lambda function: function)  # type: ignore[no-redef]
     tl: Any = SimpleNamespace(constexpr=Any)  # type: ignore[no-redef]
 
-__all__ = ["KINDS", "activate", "activation_gradient", "tl", "triton"]
+__all__ = ["KINDS", "activate", "activation_gradient", "affine_of", "tl", "triton"]
 
 IDENTITY = 0
 RELU = 1
@@ -37,6 +37,15 @@ KINDS = {
     "tanh": TANH,
 }
 """By the names of `memopt.ir.Activation`."""
+
+
+@triton.jit
+def affine_of(mean, variance, weight, bias, eps, c, inside):
+    """A norm as (x - centre) · scale + shift, for channels `c`; 0 where they are not `inside`."""
+    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
+    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(mean + c, mask=inside, other=0.0), scale, shift
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, tl, triton
+from memopt.runtime.kernels.language import activate, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -30,10 +30,7 @@ def _kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < C
     there = (p < P)[:, None] & inside[None, :]
-    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    centre = tl.load(mean + c, mask=inside, other=0.0)
+    centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     touched = (p < P)[:, None] & (c < READABLE)[None, :]
     value = tl.load(x + p.to(tl.int64)[:, None] * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32)
     value = activate((value - centre[None, :]) * scale[None, :] + shift[None, :], ACTIVATION, parameter)

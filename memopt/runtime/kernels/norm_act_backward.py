@@ -6,7 +6,7 @@
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activation_gradient, tl, triton
+from memopt.runtime.kernels.language import activation_gradient, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -37,10 +37,7 @@ def _kernel(
     inside = c < C
     row = p.to(tl.int64)[:, None]
     there = (p < P)[:, None] & inside[None, :]
-    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    centre = tl.load(mean + c, mask=inside, other=0.0)
+    centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     level = tl.load(constant + c, mask=inside, other=0.0)
     steepness = tl.load(slope + c, mask=inside, other=0.0)
     distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]

@@ -7,7 +7,7 @@ accumulators: one partial result for each tile of positions, merged by `merge_mo
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, tl, triton
+from memopt.runtime.kernels.language import activate, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.moments import partial_moments
 
@@ -52,10 +52,7 @@ def _kernel(
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = c < C
-        scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-        scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
-        shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-        centre = tl.load(mean + c, mask=inside, other=0.0)
+        centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
         value = tl.load(x_rows + c[None, :], mask=rows[:, None] & (c < READABLE)[None, :], other=0.0)
         value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + shift[None, :]
         value = tl.where(inside[None, :], activate(value, ACTIVATION, parameter), 0.0)

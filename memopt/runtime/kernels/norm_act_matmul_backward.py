@@ -8,7 +8,7 @@ registers over many tiles of positions; the parts are added in a fixed order aft
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, activation_gradient, tl, triton
+from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -45,10 +45,7 @@ def _kernel(
     part = tl.program_id(1)
     b = tl.arange(0, BB)
     inside, columns = c < C, b < B
-    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    centre = tl.load(mean + c, mask=inside, other=0.0)
+    centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
     w = w.to(dy.dtype.element_ty)
     total = tl.zeros((BB, BC), tl.float32)

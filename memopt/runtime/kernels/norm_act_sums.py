@@ -8,7 +8,7 @@ channel is used (`feature_gradient`), so that all readers of a channel together 
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activation_gradient, tl, triton
+from memopt.runtime.kernels.language import activation_gradient, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -40,10 +40,7 @@ def _kernel(
     part = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < C
-    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    centre = tl.load(mean + c, mask=inside, other=0.0)
+    centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
     for step in range(0, NT):
