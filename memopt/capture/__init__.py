@@ -6,6 +6,7 @@ branches on shapes or flags work as in eager; what was decided from them is vali
 this state of the modules only (`memopt.rewrite.signature` compares both before a graph is used).
 """
 
-from memopt.capture.recorder import Captured, capture, is_recording
+from memopt.capture.interception import is_recording
+from memopt.capture.recorder import Captured, capture
 
 __all__ = ["Captured", "capture", "is_recording"]

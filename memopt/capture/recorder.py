@@ -1,8 +1,6 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
-import logging
 import operator
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +15,11 @@ from torch.utils import _pytree as pytree
 
 from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
 from memopt.capture.fake_state import fake_of, fake_state
+from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.side_effects import refusing_side_effects
 from memopt.capture.source import user_line
 from memopt.errors import CaptureError
 from memopt.ir import has_hooks
-
-_active = threading.local()
-_INSIDE_LEAF = object()
-"""In place of a recorder: modules run as usual, but their hooks must not see tensors without data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +39,6 @@ class Captured:
     order: tuple[fx.Node, ...]
 
 
-def is_recording() -> bool:
-    """Whether this thread is inside `capture`."""
-    return getattr(_active, "depth", 0) > 0
-
-
 def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
     """Record `forward(*args, **kwargs)` of `root`; no arithmetic is done and no state of the user changes.
 
@@ -64,11 +54,10 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     mode = detect_fake_mode(leaves) or FakeTensorMode()
     recorder = _Recorder(root)
     with (
-        _inside_capture(),
-        _quiet_torch(),
+        quiet_torch(),
         refusing_side_effects(root),
         fake_state(root, mode) as names,
-        _recording(recorder),
+        recording(recorder),
     ):
         recorder.state_names = names
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -151,14 +140,24 @@ class _Recorder(TorchFunctionMode):
             self._record(op, target, args, kwargs, result)
         return result
 
-    def call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A module that is not looked into: one `call_module` node."""
-        _active.recorder = _INSIDE_LEAF
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that forward calls: looked into if it is the user's own."""
+        if id(module) not in self.paths:
+            raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
+        if type(module) is nn.Identity and not has_hooks(module):
+            return module.forward(*args, **kwargs)  # nothing happens: a chain goes on behind it
+        if _is_leaf(module):
+            return self._call_leaf(module, args, kwargs)
+        self.module_stack.append(self.paths[id(module)])
         try:
-            with torch._C.DisableTorchFunction(), _without_batch_counter(module):
-                result = module.forward(*args, **kwargs)
+            return module.forward(*args, **kwargs)
         finally:
-            _active.recorder = self
+            self.module_stack.pop()
+
+    def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that is not looked into: one `call_module` node."""
+        with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
+            result = module.forward(*args, **kwargs)
         node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
         return result
@@ -239,78 +238,6 @@ def _context() -> tuple[Any, ...]:
         *(torch.is_autocast_enabled(d) for d in devices),
         *(torch.get_autocast_dtype(d) for d in devices),
     )
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Torch logs a traceback where an operation fails on fake tensors; the error that follows says it in one line."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
-def _inside_capture() -> Iterator[None]:
-    _active.depth = getattr(_active, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _active.depth -= 1
-
-
-@contextmanager
-def _recording(recorder: _Recorder) -> Iterator[None]:
-    """Route this thread's module calls through `recorder`."""
-    outer = getattr(_active, "recorder", None)
-    _active.recorder = recorder
-    try:
-        with _module_calls_intercepted():
-            yield
-    finally:
-        _active.recorder = outer
-
-
-_interception_lock = threading.Lock()
-_interceptions = 0
-_plain_call = nn.Module.__call__
-
-
-@contextmanager
-def _module_calls_intercepted() -> Iterator[None]:
-    global _interceptions
-    with _interception_lock:
-        _interceptions += 1
-        nn.Module.__call__ = _call_module  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        with _interception_lock:
-            _interceptions -= 1
-            if not _interceptions:
-                nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
-
-
-def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    recorder: _Recorder | object | None = getattr(_active, "recorder", None)
-    if recorder is None:
-        return _plain_call(module, *args, **kwargs)
-    if not isinstance(recorder, _Recorder):
-        return module.forward(*args, **kwargs)
-    if id(module) not in recorder.paths:
-        raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
-    if type(module) is nn.Identity and not has_hooks(module):
-        return module.forward(*args, **kwargs)  # nothing happens: a chain goes on behind it
-    if _is_leaf(module):
-        return recorder.call_leaf(module, args, kwargs)
-    recorder.module_stack.append(recorder.paths[id(module)])
-    try:
-        return module.forward(*args, **kwargs)
-    finally:
-        recorder.module_stack.pop()
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -1,0 +1,92 @@
+"""While a forward is recorded, this thread's module calls go to the recorder, and torch's own log is quiet."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Recorder(Protocol):
+    """Takes module calls."""
+
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module and write down what happens."""
+        ...
+
+
+_active = threading.local()
+_INSIDE_LEAF = object()
+"""In place of a recorder: modules run as usual, but their hooks must not see tensors without data."""
+
+
+def is_recording() -> bool:
+    """Whether this thread is inside `recording`."""
+    return getattr(_active, "recorder", None) is not None
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Route this thread's module calls through `recorder`."""
+    with _in_place(recorder), _module_calls_intercepted():
+        yield
+
+
+@contextmanager
+def inside_leaf() -> Iterator[None]:
+    """Modules that a module of torch's own calls are not recorded."""
+    with _in_place(_INSIDE_LEAF):
+        yield
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Torch logs a traceback where an operation fails on fake tensors; the error that follows says it in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def _in_place(recorder: object) -> Iterator[None]:
+    outer = getattr(_active, "recorder", None)
+    _active.recorder = recorder
+    try:
+        yield
+    finally:
+        _active.recorder = outer
+
+
+_interception_lock = threading.Lock()
+_interceptions = 0
+_plain_call = nn.Module.__call__
+
+
+@contextmanager
+def _module_calls_intercepted() -> Iterator[None]:
+    global _interceptions
+    with _interception_lock:
+        _interceptions += 1
+        nn.Module.__call__ = _call_module  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _interception_lock:
+            _interceptions -= 1
+            if not _interceptions:
+                nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
+
+
+def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    recorder = getattr(_active, "recorder", None)
+    if recorder is None:
+        return _plain_call(module, *args, **kwargs)
+    if recorder is _INSIDE_LEAF:
+        return module.forward(*args, **kwargs)
+    return recorder.call(module, args, kwargs)
