@@ -198,8 +198,9 @@ def _ratio(ratio: float, rough: bool) -> str:
 
 
 def _two_digits(value: float) -> str:
-    """At most two that are not zeros at the end: "13", "9.1", "0.72", "120"."""
-    return f"{float(f'{value:.1e}'):g}"
+    """As in "13", "9.1", "3.0", "0.72", "120"."""
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:#.2g}" if 0 < rounded < 10 else f"{rounded:g}"
 
 
 def _block_row(block: int, chains: list[ChainReport]) -> BlockRow:
