@@ -252,7 +252,8 @@ def _explain(
         numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
         reports |= {c.norm: _report(c, c.role, "rewritten", level, numerics, None) for c in group.chains}
         if isinstance(plan, str):
-            slow.append(f"Dense block {group.chains[0].block} runs exactly, not on fused kernels: {plan}.")
+            blocks = " and ".join(str(block) for block in sorted({chain.block for chain in group.chains}))
+            slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
     reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason) for entry in rejected}
     in_order = tuple(reports[node] for node in captured.order if node in reports)
     notes = slow if reports else ["No concat → norm → activation chain was found: nothing to rewrite."]
