@@ -33,7 +33,7 @@ def pair(make: Callable[..., nn.Module], error: float) -> tuple[nn.Module, nn.Mo
 
 def test_the_same_model_is_as_far_as_eager(make_tiny, images) -> None:
     naive, same = pair(make_tiny, 0.0)
-    assert measure_distance(naive, same, images) == Distance(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+    assert measure_distance(naive, same, images) == Distance(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, on_cpu=True)
 
 
 @pytest.mark.parametrize(("error", "passed"), [(1e-8, True), (1e-5, False), (1e-2, False)])
@@ -83,3 +83,18 @@ def test_what_is_not_finite_must_be_so_in_the_same_places(images) -> None:
     other = copy.deepcopy(naive)
     other.broken = True
     assert not check_bound(naive, other, images).passed
+
+
+@pytest.mark.parametrize(
+    ("figures", "on_cpu", "within"),
+    [
+        ((1.25, 1.25, 1.25, 2.0, 9.0, 1e-6), False, True),
+        ((1.0, 1.3, 1.0, 1.0, 1.0, 0.0), False, False),
+        ((1.0, 1.3, 1.0, 1.0, 1.0, 0.0), True, True),
+        ((1.0, 1.0, 1.0, 2.1, 1.0, 0.0), False, False),
+        ((1.0, 1.0, 1.0, 1.0, 1.3, 1e-4), False, False),
+        ((2.1, 1.0, 1.0, 1.0, 1.0, 0.0), True, False),
+    ],
+)
+def test_limits(figures: tuple[float, ...], on_cpu: bool, within: bool) -> None:
+    assert Distance(*figures, on_cpu=on_cpu).within_bound is within
