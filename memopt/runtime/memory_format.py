@@ -2,12 +2,12 @@
 
 import torch
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def suggested_format(x: torch.Tensor) -> torch.memory_format:
     """What `Tensor.suggest_memory_format` says in C++: channels-last if the strides are ordered so."""
-    channels_last = _CHANNELS_LAST.get(x.dim())
+    channels_last = CHANNELS_LAST.get(x.dim())
     if channels_last is None:
         return torch.contiguous_format
     size, stride = x.shape, x.stride()

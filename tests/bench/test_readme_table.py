@@ -25,6 +25,16 @@ def test_readme_shows_the_committed_rows(tables: ModuleType) -> None:
     assert tables.written(text, tables.render(tables.load())) == text
 
 
+def test_only_rows_of_the_present_code_are_shown(tables: ModuleType) -> None:
+    rows = tables.load()
+    old = next(iter(tables.SUPERSEDED))
+
+    assert tables.render([row | {"commit": old} for row in rows]) == f"{tables.NOTHING}\n"
+    shown = tables.render([row | {"commit": "0123abc"} for row in rows])
+    assert "| memopt exact layer | 2,360 MiB | 0.138 |" in shown
+    assert "commit 0123abc" in shown
+
+
 def test_every_row_names_its_origin(tables: ModuleType) -> None:
     rows = tables.load()
 

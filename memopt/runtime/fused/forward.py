@@ -10,12 +10,11 @@ from memopt.runtime.kernels import norm_act_matmul, tiles
 from memopt.runtime.kernels.merge_moments import merge_moments
 from memopt.runtime.kernels.moments import moments, part_rows
 from memopt.runtime.kernels.norm_act import norm_act
-from memopt.runtime.memory_format import suggested_format
+from memopt.runtime.memory_format import CHANNELS_LAST, suggested_format
 from memopt.runtime.ops.batch_norm import BatchNorm
 from memopt.runtime.rows import empty_arena, empty_pair, empty_rows, image_of, rows_of, zero_pair
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Forward:
@@ -147,4 +146,4 @@ class Forward:
 
 def _format_of(plan: FusedPlan, value: int, image: torch.Tensor) -> torch.memory_format:
     """How a value lies in eager: what the user's code does with it next may depend on that."""
-    return _CHANNELS_LAST[image.dim()] if value in plan.channels_last else torch.contiguous_format
+    return CHANNELS_LAST[image.dim()] if value in plan.channels_last else torch.contiguous_format
