@@ -11,6 +11,10 @@ MAX_MATMUL_CHANNELS = 128
 """Output channels up to which a 1×1 convolution is fused with the norm before it: its backward keeps the weight
 gradient in registers."""
 
+MAX_CONV_CHANNELS = 32
+"""Output channels up to which a convolution of a window of three is fused with the norm before it, for the same reason,
+nine times over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

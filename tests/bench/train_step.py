@@ -102,10 +102,10 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         is_ours = name.startswith("memopt")
 
         channels_last = work.channels_last or "channels-last" in name
-        inputs = (_laid_out(torch.randn(work.shape), channels_last),)
+        inputs = (laid_out(torch.randn(work.shape), channels_last),)
 
         def make(change: Change = change, channels_last: bool = channels_last) -> nn.Module:
-            return change(_laid_out(work.make().to(DEVICE), channels_last))
+            return change(laid_out(work.make().to(DEVICE), channels_last))
 
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
@@ -122,15 +122,16 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         }
 
 
-def _laid_out(thing: Any, channels_last: bool) -> Any:
+def laid_out(thing: Any, channels_last: bool) -> Any:
+    """In the memory format that a table asks for."""
     return thing.to(memory_format=torch.channels_last) if channels_last else thing
 
 
 def _predicted(work: Work, change: Change) -> int | None:
-    inputs = (_laid_out(torch.empty(work.shape), work.channels_last),)
+    inputs = (laid_out(torch.empty(work.shape), work.channels_last),)
 
     def make() -> nn.Module:
-        model: nn.Module = _laid_out(work.make(), work.channels_last)
+        model: nn.Module = laid_out(work.make(), work.channels_last)
         return model
 
     return predict_step(make, inputs, amp=work.amp, apply=change).activation_peak_bytes

@@ -6,6 +6,7 @@ from memopt.ir import FusedChain, FusedNorm, FusedPlan, Interval, Kind, PlainSta
 from memopt.runtime.binding import Tensors
 from memopt.runtime.fused.call import Call, Norm
 from memopt.runtime.fused.running_statistics import RunningStatistics
+from memopt.runtime.fused.support import allows_tf32
 from memopt.runtime.kernels import norm_act_matmul, tiles
 from memopt.runtime.kernels.merge_moments import merge_moments
 from memopt.runtime.kernels.moments import moments, part_rows
@@ -25,7 +26,7 @@ class Forward:
         plan, first = call.plan, inputs[0]
         call.size = first.shape
         call.formats = tuple(map(suggested_format, inputs))
-        call.allow_tf32 = torch.backends.cudnn.allow_tf32
+        call.allow_tf32 = allows_tf32(first.device)
         positions = first.numel() // first.shape[1]
         self.arena = empty_arena(positions, plan.channels, plan.dtype, first.device)
         # Zeros where nothing is measured: backward takes the distance from the mean all the same.
@@ -111,7 +112,7 @@ class Forward:
             return image_of(z, size), None
         matrix, bias = self.call.matrix(stage, self.parameters)
         y = empty_rows(x, len(matrix), stage.dtype)
-        rows = norm_act_matmul.POSITIONS
+        rows = norm_act_matmul.part_rows(x.shape[1], len(matrix), y.element_size())
         partial = torch.empty(2, len(matrix), tiles.cdiv(len(x), rows), device=x.device) if measure else None
         norm_act_matmul.norm_act_matmul(x, *norm.arguments, matrix, bias, self.call.allow_tf32, y, partial)
         if partial is None:

@@ -1,4 +1,4 @@
-"""Where there are fused kernels."""
+"""Where there are fused kernels, and what PyTorch's settings ask of them."""
 
 import importlib.util
 
@@ -20,3 +20,12 @@ def unsupported(device: torch.device) -> str | None:
     if capability < OLDEST:
         return f"fused kernels need compute capability 8.0, and this GPU has {capability[0]}.{capability[1]}"
     return None
+
+
+def allows_tf32(device: torch.device) -> bool:
+    """Whether eager's convolutions may round their operands to TF32: by cuDNN's setting, else by matmul's."""
+    if device.type != "cuda":
+        return False
+    # `allow_tf32` raises where the newer setting was used.
+    backend = torch.backends.cudnn.conv if torch.backends.cudnn.enabled else torch.backends.cuda.matmul
+    return bool(backend.fp32_precision == "tf32")

@@ -11,7 +11,7 @@ from memopt.runtime.kernels.language import tl, triton
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "C", "part_count"])
 def _kernel(
     sums,
     variance,

@@ -7,10 +7,10 @@ try:
     import triton
     import triton.language as tl
 except ModuleNotFoundError:  # a CPU build of torch has no Triton: the references run there
-    triton: Any = SimpleNamespace(jit=lambda function: function)  # type: ignore[no-redef]
+    triton: Any = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))  # type: ignore[no-redef]
     tl: Any = SimpleNamespace(constexpr=Any)  # type: ignore[no-redef]
 
-__all__ = ["KINDS", "activate", "activation_gradient", "affine_of", "tl", "triton"]
+__all__ = ["KINDS", "activate", "activation_gradient", "affine_of", "as_operand", "tl", "triton"]
 
 IDENTITY = 0
 RELU = 1
@@ -46,6 +46,18 @@ def affine_of(mean, variance, weight, bias, eps, c, inside):
     scale *= tl.rsqrt(tl.load(variance + c, mask=inside, other=1.0) + eps)
     shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
     return tl.load(mean + c, mask=inside, other=0.0), scale, shift
+
+
+@triton.jit
+def as_operand(x, PRECISION: tl.constexpr):
+    """What `tl.dot` takes. The hardware cuts float32 to TF32, which shrinks every product: round to nearest first.
+
+    Half a unit in the last place of TF32 is 2^-11 of the power of two below x; NaN and infinity stay.
+    """
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        power = (x.to(tl.int32, bitcast=True) & -8388608).to(tl.float32, bitcast=True)
+        x = ((x + power * 0.00048828125).to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return x
 
 
 @triton.jit

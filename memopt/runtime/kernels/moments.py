@@ -10,7 +10,7 @@ from memopt.runtime.kernels.language import tl, triton
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "part_count", "NT"])
 def _kernel(
     x,
     copy,

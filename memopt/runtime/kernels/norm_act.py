@@ -7,7 +7,7 @@ from memopt.runtime.kernels.language import activate, affine_of, tl, triton
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _kernel(
     x,
     mean,

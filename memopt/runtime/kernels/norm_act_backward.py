@@ -10,7 +10,7 @@ from memopt.runtime.kernels.language import activation_gradient, affine_of, tl, 
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _kernel(
     dz,
     x,

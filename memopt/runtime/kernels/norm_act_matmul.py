@@ -7,15 +7,12 @@ accumulators: one partial result for each tile of positions, merged by `merge_mo
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, affine_of, tl, triton
+from memopt.runtime.kernels.language import activate, affine_of, as_operand, tl, triton
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.moments import partial_moments
 
-POSITIONS = 128
-"""Rows of one partial result of the moments."""
 
-
-@triton.jit
+@triton.jit(do_not_specialize=["P", "tile_count"])
 def _kernel(
     x,
     mean,
@@ -57,8 +54,9 @@ def _kernel(
         value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + shift[None, :]
         value = tl.where(inside[None, :], activate(value, ACTIVATION, parameter), 0.0)
         taken = tl.load(matrix + b[None, :] * C + c[:, None], mask=columns[None, :] & inside[:, None], other=0.0)
-        value = value.to(y.dtype.element_ty)
-        total = tl.dot(value, taken.to(y.dtype.element_ty), total, input_precision=PRECISION)
+        value = as_operand(value.to(y.dtype.element_ty), PRECISION)
+        taken = as_operand(taken.to(y.dtype.element_ty), PRECISION)
+        total = tl.dot(value, taken, total, input_precision=PRECISION)
     if HAS_BIAS:
         total += tl.load(matrix_bias + b, mask=columns, other=0.0).to(tl.float32)[None, :]
     result = total.to(y.dtype.element_ty)
@@ -71,6 +69,11 @@ def _kernel(
         distance = tl.where(there, seen - average[None, :], 0.0)
         tl.store(moments + b.to(tl.int64) * tile_count + tile, average, mask=columns)
         tl.store(moments + (B + b).to(tl.int64) * tile_count + tile, tl.sum(distance * distance, 0), mask=columns)
+
+
+def part_rows(channels: int, out_channels: int, item_bytes: int) -> int:
+    """Rows of one partial result of the moments."""
+    return tiles.matmul_forward(channels, out_channels, item_bytes).positions
 
 
 def launch(
@@ -92,7 +95,7 @@ def launch(
     positions, channels = x.shape
     out_channels = len(matrix)
     chosen = tiles.matmul_forward(channels, out_channels, y.element_size())
-    row_tiles = tiles.cdiv(positions, POSITIONS)
+    row_tiles = tiles.cdiv(positions, chosen.positions)
     _kernel[(row_tiles, tiles.cdiv(out_channels, chosen.outer))](
         x,
         mean,
@@ -116,7 +119,7 @@ def launch(
         HAS_BIAS=matrix_bias is not None,
         MOMENTS=moments is not None,
         PRECISION="tf32" if allow_tf32 else "ieee",
-        BP=POSITIONS,
+        BP=chosen.positions,
         BC=chosen.inner,
         BB=chosen.outer,
         num_warps=chosen.warps,
@@ -141,12 +144,14 @@ def compute(
 ) -> None:
     """The same in plain torch."""
     value = reference.activate(reference.normalised(x, mean, variance, weight, bias, eps), activation, parameter)
-    total = value.to(y.dtype).float() @ matrix.to(y.dtype).float().t()
+    total = (
+        reference.as_operand(value.to(y.dtype), allow_tf32) @ reference.as_operand(matrix.to(y.dtype), allow_tf32).t()
+    )
     if matrix_bias is not None:
         total += matrix_bias.float()
     y.copy_(total)
     if moments is not None:
-        moments.copy_(partial_moments(y, POSITIONS))
+        moments.copy_(partial_moments(y, part_rows(x.shape[1], len(matrix), y.element_size())))
 
 
 norm_act_matmul = define(
@@ -156,4 +161,4 @@ norm_act_matmul = define(
     reference=compute,
 )
 """x (P, C), rows `x.stride(0)` apart; mean, variance, weight, bias (C); matrix (B, C); matrix_bias (B) or None; y
-(P, B) and moments (2, B, ⌈P / POSITIONS⌉) are written: each tile's mean and sum of squared distances from it."""
+(P, B) and moments (2, B, ⌈P / part_rows⌉) are written: each tile's mean and sum of squared distances from it."""

@@ -8,11 +8,11 @@ registers over many tiles of positions; the parts are added in a fixed order aft
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, tl, triton
+from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl, triton
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "part_count", "NT"])
 def _kernel(
     dy,
     x,
@@ -47,7 +47,7 @@ def _kernel(
     inside, columns = c < C, b < B
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
-    w = w.to(dy.dtype.element_ty)
+    w = as_operand(w.to(dy.dtype.element_ty), PRECISION)
     total = tl.zeros((BB, BC), tl.float32)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
@@ -59,13 +59,15 @@ def _kernel(
         touched = rows[:, None] & (c < READABLE)[None, :]
         distance = tl.load(x + row * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32) - centre[None, :]
         g = tl.load(dy + row * dy_stride + b[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
+        g = as_operand(g, PRECISION)
         place = gradient + row * gradient_stride + c[None, :]
         before = tl.load(place, mask=touched, other=0.0)
         normalised = distance * scale[None, :] + shift[None, :]
         d = tl.dot(g, w, input_precision=PRECISION)
         d = tl.where(there, activation_gradient(normalised, d, ACTIVATION, parameter), 0.0)
         tl.store(place, before + d * scale[None, :], mask=touched)
-        activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0).to(dy.dtype.element_ty)
+        activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0)
+        activated = as_operand(activated.to(dy.dtype.element_ty), PRECISION)
         total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
         first += tl.sum(d, 0)
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
@@ -165,16 +167,17 @@ def compute(
 ) -> None:
     """The same in plain torch."""
     before = reference.normalised(x, mean, variance, weight, bias, eps)
-    activated = reference.activate(before, activation, parameter).to(dy.dtype).float()
-    dz = dy.float() @ matrix.to(dy.dtype).float()
+    activated = reference.as_operand(reference.activate(before, activation, parameter).to(dy.dtype), allow_tf32)
+    g = reference.as_operand(dy, allow_tf32)
+    dz = g @ reference.as_operand(matrix.to(dy.dtype), allow_tf32)
     d = reference.activation_gradient(before, dz, activation, parameter)
     gradient += d * (weight.float() * torch.rsqrt(variance + eps))
     chosen, repeats, _ = _split(len(x), x.shape[1], len(matrix), dy.element_size())
     rows = chosen.positions * repeats
     for kind, values in enumerate((d, d * (x.float() - mean))):
         sums[kind].copy_(torch.stack([part.sum(0) for part in values.split(rows)], 1))
-    pairs = zip(dy.float().split(rows), activated.split(rows), strict=True)
-    matrix_parts.copy_(torch.stack([g.t() @ a for g, a in pairs]))
+    pairs = zip(g.split(rows), activated.split(rows), strict=True)
+    matrix_parts.copy_(torch.stack([left.t() @ right for left, right in pairs]))
 
 
 norm_act_matmul_backward = define(

@@ -46,6 +46,16 @@ def activation_gradient(x: torch.Tensor, gradient: torch.Tensor, kind: int, para
     return result
 
 
+def as_operand(x: torch.Tensor, allow_tf32: bool) -> torch.Tensor:
+    """Of a matmul: in float32, rounded to TF32 (10 bits after the point) where x is float32 and that is allowed."""
+    if x.dtype != torch.float32 or not allow_tf32:
+        return x.float()
+    significand, exponent = torch.frexp(x.double())
+    # Half away from zero, as the kernels round; NaN and infinity have no significand to round.
+    rounded = (significand.abs() * 2048 + 0.5).floor().copysign(significand) / 2048
+    return torch.where(x.isfinite(), torch.ldexp(rounded, exponent), x.double()).float()
+
+
 def normalised(
     x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> torch.Tensor:

@@ -78,6 +78,16 @@ def matmul_backward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
     return Tiles(64, inner, outer, 8 if outer * inner >= 1024 else 4, 2)
 
 
+def conv_forward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
+    """norm_act_conv: rows × out_channels accumulators, three times."""
+    return Tiles(128, min(32, max(16, power_of_two(channels))), power_of_two(out_channels), 4, 2)
+
+
+def conv_backward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
+    """norm_act_conv_backward: inner × 4 · out_channels accumulators of the weight gradient, three times."""
+    return Tiles(64, 32, power_of_two(out_channels), 4, 1)
+
+
 def elementwise(channels: int) -> Tiles:
     """Kernels that read and write rows: about 4096 elements a program."""
     inner = min(128, power_of_two(channels))

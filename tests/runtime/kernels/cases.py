@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from memopt.ir import MAX_CONV_CHANNELS
 from memopt.runtime.kernels import language
+from memopt.runtime.kernels import norm_act_conv as conv_module
+from memopt.runtime.kernels import norm_act_conv_backward as conv_backward_module
 from memopt.runtime.kernels import norm_act_matmul as forward_module
 from memopt.runtime.kernels import norm_act_matmul_backward as backward_module
 from memopt.runtime.kernels import norm_act_sums as sums_module
+from memopt.runtime.kernels import pack_taps as pack_taps_module
 from memopt.runtime.kernels.moments import part_rows
+from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.tiles import cdiv
 
 NAN = float("nan")
@@ -175,7 +180,7 @@ def feature_gradient(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
 
 def norm_act_matmul(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     s = m.shape
-    parts = cdiv(s.positions, forward_module.POSITIONS)
+    parts = cdiv(s.positions, forward_module.part_rows(s.channels, s.out, m.dtype.itemsize))
     return {
         **_normed(m, act, x=m.arena()),
         "matrix": m.normal(s.out, s.channels),
@@ -198,6 +203,79 @@ def norm_act_matmul_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]
         "gradient": m.gradients(),
         "matrix_parts": m.empty(parts, s.out, s.channels),
         "sums": m.empty(2, s.channels, parts),
+    }
+
+
+def image_size(positions: int) -> tuple[int, int]:
+    """Height and width of the images, or of signals, that so many positions are: one row wider than a tile, too."""
+    if positions in (1, 37, 300):
+        return {1: (1, 1), 37: (1, 37), 300: (2, 150)}[positions]
+    one = positions // 2 if positions % 2 == 0 else positions
+    height = max(n for n in range(1, int(one**0.5) + 1) if one % n == 0)
+    return height, one // height
+
+
+def _conv(m: Maker) -> tuple[int, tuple[int, int], torch.Tensor]:
+    """Channels made, height and width, and the weight."""
+    out, size = min(m.shape.out, MAX_CONV_CHANNELS), image_size(m.shape.positions)
+    return out, size, m.normal(out, m.shape.channels, *((3, 3) if size[0] > 1 else (3,)))
+
+
+def pack_taps(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    _, _, weight = _conv(m)
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return {"weight": weight, "allow_tf32": False, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
+
+
+def _packed(m: Maker, weight: torch.Tensor) -> torch.Tensor:
+    arguments = {"weight": weight, "allow_tf32": False, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
+    if m.device != "meta":
+        pack_taps_module.compute(**arguments)
+    return arguments["taps"]
+
+
+def sum_taps(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    _, _, weight = _conv(m)
+    return {"parts": m.normal(5, *_in_parts(weight)), "gradient": m.empty(*weight.shape, dtype=m.dtype)}
+
+
+def _in_parts(weight: torch.Tensor) -> tuple[int, int, int]:
+    rows, _, columns = packed_size(weight)
+    return rows, columns, weight.shape[1]
+
+
+def norm_act_conv(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    out, (height, width), weight = _conv(m)
+    parts = cdiv(s.positions, conv_module.part_rows(width, s.channels, out, m.dtype.itemsize))
+    return {
+        **_normed(m, act, x=m.arena()),
+        "taps": _packed(m, weight),
+        "taps_bias": m.normal(out),
+        "height": height,
+        "width": width,
+        "allow_tf32": False,
+        "y": m.empty(s.positions, out, dtype=m.dtype),
+        "moments": m.empty(2, out, parts),
+    }
+
+
+def norm_act_conv_backward(m: Maker, act: tuple[int, float], accumulate: bool = False) -> dict[str, Any]:
+    s = m.shape
+    out, (height, width), weight = _conv(m)
+    count = conv_backward_module.part_count(s.positions, s.channels, out, m.dtype.itemsize)
+    return {
+        "g": m.rows(out),
+        **_normed(m, act, x=m.arena()),
+        "taps": _packed(m, weight),
+        "height": height,
+        "width": width,
+        "allow_tf32": False,
+        "accumulate": accumulate,
+        "result": m.gradients() if accumulate else m.empty(s.positions, s.channels, dtype=m.dtype),
+        "parts": m.empty(count, *_in_parts(weight)),
+        "sums": m.empty(2, s.channels, count),
     }
 
 
@@ -227,8 +305,20 @@ CASES: dict[str, Case] = {
         feature_gradient,
         norm_act_matmul,
         norm_act_matmul_backward,
+        pack_taps,
+        sum_taps,
+        norm_act_conv,
+        norm_act_conv_backward,
     )
 }
-WITH_ACTIVATION = ("norm_act", "norm_act_sums", "norm_act_backward", "norm_act_matmul", "norm_act_matmul_backward")
-OPTIONAL = ("copy", "gradient", "matrix_bias", "moments", "constant", "slope")
+WITH_ACTIVATION = (
+    "norm_act",
+    "norm_act_sums",
+    "norm_act_backward",
+    "norm_act_matmul",
+    "norm_act_matmul_backward",
+    "norm_act_conv",
+    "norm_act_conv_backward",
+)
+OPTIONAL = ("copy", "gradient", "matrix_bias", "taps_bias", "moments", "constant", "slope")
 """Arguments that may be None."""

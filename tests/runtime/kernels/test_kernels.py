@@ -7,11 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from memopt.runtime import kernels
 from memopt.runtime.kernels.library import NAMES
+from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
+from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.tiles import readable
-from tests.runtime.kernels.cases import ACTIVATIONS, CASES, OPTIONAL, SHAPES, WITH_ACTIVATION, Maker, Shape
+from tests.runtime.kernels.cases import (
+    ACTIVATIONS,
+    CASES,
+    OPTIONAL,
+    SHAPES,
+    WITH_ACTIVATION,
+    Maker,
+    Shape,
+    image_size,
+    norm_act_conv_backward,
+)
 
 for name in CASES:
     importlib.import_module(f"memopt.runtime.kernels.{name}")
@@ -84,11 +97,25 @@ def test_activations(name: str, activation: str) -> None:
     check(name, 1e-5, shape=Shape(40, 9, 20, 16), activation=ACTIVATIONS[activation])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in CASES if "allow_tf32" in make(name, SHAPES[0])])
+def test_tf32_rounds_to_nearest(name: str, shape: Shape) -> None:
+    """The hardware cuts, which a norm's mean sees: all products would be too small."""
+    actual, expected = make(name, shape), make(name, shape)
+    for arguments in (actual, expected):
+        arguments["allow_tf32"] = True
+    launcher(name)(*actual.values())
+    reference(name)(*expected.values())
+    # A value just beside the middle between two of TF32 may round to the other: the rest of its sums must make up for it.
+    assert_close(actual, expected, 1e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_optional_arguments(name: str) -> None:
     shape = Shape(40, 9, 20, 16)
     given = [key for key in make(name, shape) if key in OPTIONAL]
     written = {"merge_moments": ["moments"], "moments": ["moments"], "norm_act_matmul_backward": ["gradient"]}
+    written |= {"sum_taps": ["gradient"]}
     needed = written.get(name, []) + (["constant", "slope", "gradient"] if name.endswith("_gradient") else [])
     needed += ["constant", "slope"] if name == "norm_act_backward" else []
     for key in given:
@@ -120,6 +147,45 @@ def test_what_lies_around_an_interval_is_neither_used_nor_changed(name: str) -> 
         assert (gradient._base == 7.0).sum() == 130 * (64 - 44)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_backward_into_an_arena(shape: Shape) -> None:
+    maker = [Maker(shape, torch.float32, DEVICE, 0.0) for _ in range(2)]
+    actual, expected = (norm_act_conv_backward(each, RELU, accumulate=True) for each in maker)
+    launcher("norm_act_conv_backward")(*actual.values())
+    reference("norm_act_conv_backward")(*expected.values())
+    assert_close(actual, expected, 1e-5)
+
+
+def test_a_convolution_is_torch_s() -> None:
+    """The references are judged, too: with mean 0, variance 1 and no activation, by torch's own gradients."""
+    maker = Maker(Shape(130, 44, 64, 12), torch.float32, "cpu", 0.0)
+    height, width = image_size(130)
+    image = maker.normal(2, 44, height, width).requires_grad_()
+    weight, bias = maker.normal(12, 44, 3, 3).requires_grad_(), maker.normal(12)
+    wanted = F.conv2d(image, weight, bias, padding=1)
+    grad = torch.randn_like(wanted)
+    wanted.backward(grad)
+    x, g = (t.detach().movedim(1, 3).reshape(130, -1).to(DEVICE) for t in (image, grad))
+    zeros, ones = torch.zeros(44, device=DEVICE), torch.ones(44, device=DEVICE)
+    taps = torch.empty(packed_size(weight), device=DEVICE)
+    launcher("pack_taps")(weight.detach().to(DEVICE), False, taps)
+    y, d = torch.empty(130, 12, device=DEVICE), torch.empty(130, 44, device=DEVICE)
+    norm = (zeros, ones, ones, zeros, 0.0, *ACTIVATIONS["identity"])
+    launcher("norm_act_conv")(x, *norm, taps, bias.to(DEVICE), height, width, False, y, None)
+    count = conv_part_count(130, 44, 12, 4)
+    parts, sums = torch.empty(count, 3, 64, 44, device=DEVICE), torch.empty(2, 44, count, device=DEVICE)
+    launcher("norm_act_conv_backward")(g, x, *norm, taps, height, width, False, False, d, parts, sums)
+    gradient = torch.empty(weight.shape, device=DEVICE)
+    launcher("sum_taps")(parts, gradient)
+
+    def rows(t: torch.Tensor) -> torch.Tensor:
+        return t.detach().movedim(1, 3).reshape(130, -1).cpu()
+
+    torch.testing.assert_close(y.cpu(), rows(wanted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(d.cpu(), rows(image.grad), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient.cpu(), weight.grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["moments", "merge_moments"])
 def test_moments_of_inputs_far_from_zero(name: str) -> None:
     """Against float64: mean 100 times the deviation."""
@@ -137,7 +203,7 @@ def test_moments_of_inputs_far_from_zero(name: str) -> None:
         torch.testing.assert_close(squares[:, index], (part - part.mean(0)).square().sum(0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["norm_act", "norm_act_matmul"])
+@pytest.mark.parametrize("name", ["norm_act", "norm_act_matmul", "norm_act_conv"])
 def test_nan_and_infinity_stay(name: str) -> None:
     arguments = make(name, Shape(20, 4, 4, 4))
     x = arguments["x"]

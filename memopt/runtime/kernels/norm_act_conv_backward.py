@@ -1,0 +1,240 @@
+"""Backward of `norm_act_conv` in one pass over x: recompute, data gradient, both sums, weight gradient.
+
+dz, the gradient of act(norm(x)), is a convolution of g with the taps turned round: for each row of the window one
+matmul of g at three columns, gathered side by side. The weight gradient contracts the same gathered tile over the
+positions. With d = dz · act'(norm(x)): either d is stored, for a norm that alone reads x (`norm_act_backward`), or
+gradient += scale · d, for one that reads an arena (`norm_act_sums`).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from memopt.runtime.kernels import reference, tiles
+from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.library import define
+from memopt.runtime.kernels.pack_taps import COLUMNS, unpacked
+
+
+@triton.jit(do_not_specialize=["P", "H", "W", "part_count", "NT"])
+def _kernel(
+    g,
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    taps,
+    result,
+    parts,
+    sums,
+    P,
+    C,
+    READABLE,
+    K,
+    H,
+    W,
+    g_stride,
+    x_stride,
+    result_stride,
+    CP,
+    part_count,
+    NT,
+    eps,
+    parameter,
+    ACTIVATION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BJ: tl.constexpr,
+):
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    part = tl.program_id(1)
+    j = tl.arange(0, BJ)
+    k = j % BK
+    across = j // BK - 1
+    inside, taken = c < C, (j < 3 * BK) & (k < K)
+    centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
+    above = tl.zeros((BJ, BC), tl.float32)
+    level = tl.zeros((BJ, BC), tl.float32)
+    below = tl.zeros((BJ, BC), tl.float32)
+    first = tl.zeros((BC,), tl.float32)
+    second = tl.zeros((BC,), tl.float32)
+    for step in range(0, NT):
+        p = (tl.cast(part, tl.int64) * NT + step) * BP + tl.arange(0, BP)
+        column = (p % W).to(tl.int32)
+        row = (p // W % H).to(tl.int32)
+        there = (p < P)[:, None] & inside[None, :]
+        touched = (p < P)[:, None] & (c < READABLE)[None, :]
+        distance = tl.load(x + p[:, None] * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32)
+        distance -= centre[None, :]
+        normalised = distance * scale[None, :] + shift[None, :]
+        activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0)
+        activated = as_operand(activated.to(taps.dtype.element_ty), PRECISION)
+        dz = tl.zeros((BP, BC), tl.float32)
+        for window in tl.static_range(WINDOW):
+            # What a position gives to the one `down` rows and `across` columns before it.
+            down = window - WINDOW // 2
+            reached = (column[:, None] >= across[None, :]) & (column[:, None] - across[None, :] < W)
+            reached = reached & ((p < P) & (row >= down) & (row - down < H))[:, None] & taken[None, :]
+            place = g + (p[:, None] - down * W - across[None, :]) * g_stride + k[None, :]
+            gathered = as_operand(tl.load(place, mask=reached, other=0.0), PRECISION)
+            matrix = tl.load(taps + window * CP * (4 * BK) + c[None, :] * (4 * BK) + j[:, None])
+            dz = tl.dot(gathered, matrix, dz, input_precision=PRECISION)
+            if down < 0:
+                above = tl.dot(tl.trans(gathered), activated, above, input_precision=PRECISION)
+            elif down == 0:
+                level = tl.dot(tl.trans(gathered), activated, level, input_precision=PRECISION)
+            else:
+                below = tl.dot(tl.trans(gathered), activated, below, input_precision=PRECISION)
+        d = tl.where(there, activation_gradient(normalised, dz, ACTIVATION, parameter), 0.0)
+        place = result + p[:, None] * result_stride + c[None, :]
+        if ACCUMULATE:
+            tl.store(place, tl.load(place, mask=touched, other=0.0) + d * scale[None, :], mask=touched)
+        else:
+            tl.store(place, d.to(result.dtype.element_ty), mask=there)
+        first += tl.sum(d, 0)
+        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+    own = parts + tl.cast(part, tl.int64) * (WINDOW * BJ) * C + j[:, None] * C + c[None, :]
+    if WINDOW == 3:
+        tl.store(own, above, mask=inside[None, :])
+        tl.store(own + BJ * C, level, mask=inside[None, :])
+        tl.store(own + 2 * BJ * C, below, mask=inside[None, :])
+    else:
+        tl.store(own, level, mask=inside[None, :])
+    tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
+    tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+
+
+def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
+    """Tiles, how many of them a program takes, and how many programs share the positions."""
+    chosen = tiles.conv_backward(channels, out_channels, item_bytes)
+    rows = tiles.cdiv(positions, chosen.positions)
+    wanted = max(1, tiles.cdiv(tiles.PROGRAMS // 2, tiles.cdiv(channels, chosen.inner)))
+    repeats = tiles.cdiv(rows, wanted)
+    return chosen, repeats, tiles.cdiv(rows, repeats)
+
+
+def part_count(positions: int, channels: int, out_channels: int, item_bytes: int) -> int:
+    """Parts of the sums and of the weight gradient."""
+    return _split(positions, channels, out_channels, item_bytes)[2]
+
+
+def launch(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    taps: torch.Tensor,
+    height: int,
+    width: int,
+    allow_tf32: bool,
+    accumulate: bool,
+    result: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
+    """Run the kernel; the arguments are those of the operator."""
+    positions, channels = x.shape
+    chosen, repeats, count = _split(positions, channels, g.shape[1], taps.element_size())
+    _kernel[(tiles.cdiv(channels, chosen.inner), count)](
+        g,
+        x,
+        mean,
+        variance,
+        weight,
+        bias,
+        taps,
+        result,
+        parts,
+        sums,
+        positions,
+        channels,
+        tiles.readable(x, result) if accumulate else tiles.readable(x),
+        g.shape[1],
+        height,
+        width,
+        g.stride(0),
+        x.stride(0),
+        result.stride(0),
+        taps.shape[1],
+        count,
+        repeats,
+        eps,
+        parameter,
+        ACTIVATION=activation,
+        ACCUMULATE=accumulate,
+        PRECISION="tf32" if allow_tf32 else "ieee",
+        WINDOW=len(taps),
+        BP=chosen.positions,
+        BC=chosen.inner,
+        BK=taps.shape[2] // COLUMNS,
+        BJ=taps.shape[2],
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+
+
+def compute(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    activation: int,
+    parameter: float,
+    taps: torch.Tensor,
+    height: int,
+    width: int,
+    allow_tf32: bool,
+    accumulate: bool,
+    result: torch.Tensor,
+    parts: torch.Tensor,
+    sums: torch.Tensor,
+) -> None:
+    """The same in plain torch."""
+    channels, out_channels, window = x.shape[1], g.shape[1], len(taps)
+    before = reference.normalised(x, mean, variance, weight, bias, eps)
+    activated = reference.as_operand(reference.activate(before, activation, parameter).to(taps.dtype), allow_tf32)
+    given = reference.as_operand(g, allow_tf32).view(-1, height, width, out_channels).movedim(3, 1)
+    matrix = unpacked(taps, channels, out_channels).float()
+    dz = F.conv_transpose2d(given, matrix, padding=(window // 2, 1)).movedim(1, 3).reshape(x.shape)
+    d = reference.activation_gradient(before, dz, activation, parameter)
+    if accumulate:
+        result += d * (weight.float() * torch.rsqrt(variance + eps))
+    else:
+        result.copy_(d)
+    chosen, repeats, _ = _split(len(x), channels, out_channels, taps.element_size())
+    rows = chosen.positions * repeats
+    for kind, values in enumerate((d, d * (x.float() - mean))):
+        sums[kind].copy_(torch.stack([part.sum(0) for part in values.split(rows)], 1))
+    padded = F.pad(given, (1, 1, window // 2, window // 2))
+    parts.zero_()
+    split = parts.unflatten(2, (COLUMNS, -1))
+    for row in range(window):
+        for column in range(3):
+            y, x_ = window - 1 - row, 2 - column
+            shifted = padded[:, :, y : y + height, x_ : x_ + width].movedim(1, 3).reshape(-1, out_channels)
+            pairs = zip(shifted.split(rows), activated.split(rows), strict=True)
+            split[:, row, column, :out_channels] = torch.stack([a.t() @ b for a, b in pairs])
+
+
+norm_act_conv_backward = define(
+    "norm_act_conv_backward(Tensor g, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps, "
+    "int activation, float parameter, Tensor taps, int height, int width, bool allow_tf32, bool accumulate, "
+    "Tensor(a!) result, Tensor(b!) parts, Tensor(c!) sums) -> ()",
+    cuda=launch,
+    reference=compute,
+)
+"""g (P, K) and x (P, C), rows `stride(0)` apart, of images of height × width; mean, variance, weight, bias (C); taps as
+`pack_taps` writes them. result (P, C) is d, or float32 and added to with `accumulate`; parts (part_count, R, 4 · K',
+C) and sums (2, C, part_count) are written."""
