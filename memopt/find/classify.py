@@ -110,7 +110,7 @@ def _convolution_spec(module: nn.Module) -> OpSpec | str | None:
                 return f"{type(module).__name__} overrides its convolution's forward"
             direct = module.padding_mode == "zeros" and _symmetric(module)
             kind = Kind.CONVOLUTION if direct else Kind.PURE
-            return OpSpec(kind, Role.CONSUMER, from_module=True, pointwise=direct and _pointwise(module))
+            return OpSpec(kind, Role.CONSUMER, from_module=True, window=_window(module) if direct else None)
     return None
 
 
@@ -120,10 +120,22 @@ def _symmetric(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
     return conv.padding != "same" or all(d * (k - 1) % 2 == 0 for d, k in sides)
 
 
-def _pointwise(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    """Whether a convolution is one matrix applied at every position."""
-    ones = all(n == 1 for n in (*conv.kernel_size, *conv.stride, conv.groups))
-    return ones and conv.padding in ("valid", "same", (0,) * len(conv.kernel_size))
+def _window(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
+    """Kernel size of a convolution that keeps the size of its input."""
+    return _same_size(conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _same_size(
+    window: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[int, ...] | None:
+    def each(setting: Any) -> tuple[Any, ...]:
+        return (setting,) * len(window) if isinstance(setting, int) else tuple(setting)
+
+    if {*each(stride), *each(dilation), groups} != {1} or any(n % 2 == 0 for n in window):
+        return None
+    if isinstance(padding, str):
+        return window if padding == "same" or set(window) == {1} else None
+    return window if each(padding) == tuple(n // 2 for n in window) else None
 
 
 def _classify_function(node: fx.Node) -> OpSpec | str | None:
@@ -140,7 +152,7 @@ def _classify_function(node: fx.Node) -> OpSpec | str | None:
     if target in _CONV_FUNCTIONS:
         padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
         spec = _functional(node, Kind.PURE if isinstance(padding, str) else Kind.CONVOLUTION, Role.CONSUMER)
-        return replace(spec, pointwise=_called_pointwise(node)) if isinstance(spec, OpSpec) else spec
+        return replace(spec, window=_called_window(node)) if isinstance(spec, OpSpec) else spec
     if target in (F.avg_pool2d, F.avg_pool3d):
         return _functional(node, Kind.AVG_POOL, Role.POOL)
     groups: tuple[tuple[tuple[Callable[..., Any], ...], Kind, Role], ...] = (
@@ -155,11 +167,16 @@ def _classify_function(node: fx.Node) -> OpSpec | str | None:
     return None
 
 
-def _called_pointwise(node: fx.Node) -> bool:
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    settings = [*node.args[3:], *(v for k, v in node.kwargs.items() if k not in ("weight", "bias"))]
-    # Only the plain call F.conv(x, weight[, bias]): its other arguments have defaults of a 1×1 convolution.
-    return isinstance(weight, fx.Node) and not settings and set(weight.meta["val"].shape[2:]) == {1}
+def _called_window(node: fx.Node) -> tuple[int, ...] | None:
+    """The same of a call F.conv(x, weight, bias, stride, padding, dilation, groups)."""
+    names = ("weight", "bias", "stride", "padding", "dilation", "groups")
+    settings: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    settings |= dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    weight = settings.pop("weight", None)
+    settings.pop("bias", None)
+    if not isinstance(weight, fx.Node) or settings.keys() - set(names):
+        return None
+    return _same_size(tuple(weight.meta["val"].shape[2:]), **settings)
 
 
 def _functional(node: fx.Node, kind: Kind, role: Role, writes_out: bool = False) -> OpSpec | str:

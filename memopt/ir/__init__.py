@@ -1,7 +1,15 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
 from memopt.ir.chain import ChainReport, Explanation
-from memopt.ir.fused import MAX_CONV_CHANNELS, MAX_MATMUL_CHANNELS, FusedChain, FusedNorm, FusedPlan, Interval, PlainStage
+from memopt.ir.fused import (
+    MAX_CONV_CHANNELS,
+    MAX_MATMUL_CHANNELS,
+    FusedChain,
+    FusedNorm,
+    FusedPlan,
+    Interval,
+    PlainStage,
+)
 from memopt.ir.modules import has_hooks
 from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
 from memopt.ir.plan import (

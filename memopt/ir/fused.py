@@ -26,18 +26,20 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class FusedNorm:
-    """Norm and activation in one kernel, with the 1×1 convolution behind them if that joins.
+    """Norm and activation in one kernel, with the convolution behind them if that joins.
 
     Attributes:
         norm: index of the norm's step.
         activation: what follows it, the identity if nothing does.
-        matmul: index of the convolution's step, or None.
+        matmul: index of the step of a 1×1 convolution, or None.
+        conv: index of the step of a convolution with a window of three, or None.
         dtype: of the result.
     """
 
     norm: int
     activation: Activation
     matmul: int | None
+    conv: int | None
     dtype: torch.dtype
 
 

@@ -63,7 +63,8 @@ class OpSpec:
         kwargs: keyword arguments.
         writes_out: it can write its result into a given buffer by eager's own kernel.
         activation: which activation it is, where fused kernels know it.
-        pointwise: it is a 1×1 convolution: a matrix applied at every position.
+        window: kernel size of a convolution whose result is as large as its input: stride, dilation and groups of 1,
+            zeros around. None for any other.
     """
 
     kind: Kind
@@ -74,7 +75,7 @@ class OpSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     writes_out: bool = False
     activation: Activation | None = None
-    pointwise: bool = False
+    window: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 
 from memopt.ir import (
     IDENTITY,
+    MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
     FusedChain,
     FusedNorm,
@@ -167,12 +168,18 @@ class _Planner:
         if following is not None and steps[following].op.activation is not None:
             activation, last = steps[following].op.activation or IDENTITY, following
             following = self._only_reader(steps[last].output)
-        if not first or following is None or not steps[following].op.pointwise:
-            return FusedNorm(index, activation, None, dtype), last
+        if following is None or steps[following].op.window is None:
+            return FusedNorm(index, activation, None, None, dtype), last
         extent = self.draft.extents[steps[following].output]
-        if extent.size[1] > MAX_MATMUL_CHANNELS or extent.dtype not in _DTYPES:
-            return FusedNorm(index, activation, None, dtype), last
-        return FusedNorm(index, activation, following, extent.dtype), following
+        window = set(steps[following].op.window or ())
+        made = extent.size[1]
+        if extent.dtype not in _DTYPES:
+            return FusedNorm(index, activation, None, None, dtype), last
+        if first and window == {1} and made <= MAX_MATMUL_CHANNELS:
+            return FusedNorm(index, activation, following, None, extent.dtype), following
+        if window == {3} and len(extent.size) < 5 and made <= MAX_CONV_CHANNELS:
+            return FusedNorm(index, activation, None, following, extent.dtype), following
+        return FusedNorm(index, activation, None, None, dtype), last
 
     def _only_reader(self, value: int) -> int | None:
         """The step that goes on with a value inside its chain; None where the chain ends."""
@@ -189,7 +196,7 @@ class _Planner:
 def _steps_of(stage: FusedNorm | PlainStage) -> tuple[int, ...]:
     if isinstance(stage, PlainStage):
         return (stage.step,)
-    return (stage.norm,) if stage.matmul is None else (stage.norm, stage.matmul)
+    return tuple(step for step in (stage.norm, stage.matmul, stage.conv) if step is not None)
 
 
 def _kept(stages: list[FusedNorm | PlainStage], steps: tuple[Step, ...], level: Level) -> int | None:
@@ -197,7 +204,6 @@ def _kept(stages: list[FusedNorm | PlainStage], steps: tuple[Step, ...], level: 
     if level == "layer":
         return None
     for index, stage in enumerate(stages[:-1]):
-        matmul = isinstance(stage, FusedNorm) and stage.matmul is not None
-        if matmul or (isinstance(stage, PlainStage) and steps[stage.step].op.kind is Kind.CONVOLUTION):
+        if any(steps[step].op.kind is Kind.CONVOLUTION for step in _steps_of(stage)):
             return index
     return None

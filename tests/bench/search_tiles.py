@@ -1,16 +1,18 @@
-"""Which tiles are fastest for the two matmul kernels, shape by shape: what `tiles.py` was written from. Needs a GPU.
+"""Which tiles are fastest for the kernels that multiply, shape by shape: what `tiles.py` was written from. Needs a GPU.
 
     PYTHONPATH=. python tests/bench/search_tiles.py --out tiles.csv
 
-Compiles in as many processes as there are cores, then times every choice alone. Microseconds; `floor` is what reading
-the inputs and writing the outputs once takes at 4.2 TB/s.
+Compiles in as many processes as there are cores, then times every choice alone, and prints the best of each shape.
+Microseconds; `floor` is what reading the inputs and writing the outputs once takes at 4.2 TB/s.
 """
 
 import argparse
 import csv
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,58 +21,94 @@ from typing import Any
 import torch
 import triton
 
-from memopt.runtime.kernels import norm_act_matmul as forward
-from memopt.runtime.kernels import norm_act_matmul_backward as backward
-from memopt.runtime.kernels import tiles
+from memopt.runtime.kernels import (
+    norm_act_conv,
+    norm_act_conv_backward,
+    norm_act_matmul,
+    norm_act_matmul_backward,
+    tiles,
+)
+from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.tiles import Tiles, cdiv, padded
 
 BYTES_PER_SECOND = 4.2e12
-SHAPES = (
-    (524288, 60, 48),
+PROGRAMS = tiles.PROGRAMS
+Shape = tuple[int, ...]
+MATMUL_SHAPES = (
     (524288, 132, 48),
-    (524288, 204, 48),
     (131072, 276, 48),
-    (32768, 330, 48),
     (524288, 216, 108),
-    (200704, 96, 128),
     (200704, 224, 128),
     (50176, 384, 128),
-    (12544, 640, 128),
     (3136, 768, 128),
 )
 """Positions, channels read, channels made."""
-PROGRAMS = tiles.PROGRAMS
-Choice = tuple[Tiles, float]
+CONV_SHAPES = ((524288, 48, 12, 32), (131072, 48, 12, 16), (200704, 128, 32, 56), (12544, 128, 32, 14))
+"""The same, and the width and height of an image."""
+FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "outer", "warps", "stages", "programs", "flip", "us")
 
 
-def choices(kernel: str, out: int) -> list[Choice]:
+@dataclass(frozen=True)
+class Choice:
+    tiles: Tiles
+    programs: float = 1.0
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    kernel: str
+    shape: Shape
+    dtype: torch.dtype
+    choice: Choice
+
+
+def choices(kernel: str) -> list[Choice]:
+    if kernel in ("norm_act_matmul", "norm_act_conv"):
+        return [Choice(Tiles(p, i, 0, w, s)) for p, i, w, s in product((128, 256), (32, 64), (4, 8), (1, 2, 3, 4))]
+    grid = product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3), (0.5, 1.0), (True, False))
+    conv = kernel == "norm_act_conv_backward"
+    return [Choice(Tiles(p, i, 0, w, s), n, f) for p, i, w, s, n, f in grid if p * i <= 4096 and not (conv and s == 3)]
+
+
+def prepare(job: Job, device: str) -> tuple[Any, tuple[Any, ...]]:
+    """The kernel's file, and the arguments of a launch with these tiles."""
+    positions, channels, out = job.shape[:3]
     outer = max(16, tiles.power_of_two(out))
-    if kernel == "forward":
-        grid = product((64, 128, 256), (32, 64), (4, 8), (2, 3, 4))
-        return [(Tiles(p, i, outer, w, s), 1.0) for p, i, w, s in grid]
-    grid = product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3))
-    return [(Tiles(p, i, outer, w, s), f) for p, i, w, s in grid for f in (1.0, 2.0, 0.5)]
+    chosen = Tiles(*astuple(job.choice.tiles)[:2], outer, *astuple(job.choice.tiles)[3:])
+    tiles.PROGRAMS = int(PROGRAMS * job.choice.programs)
+    tiles.matmul_forward = tiles.matmul_backward = tiles.conv_forward = tiles.conv_backward = lambda *_: chosen
+    norm_act_matmul_backward.FLIP = norm_act_conv_backward.FLIP = job.choice.flip
+    item = job.dtype.itemsize
 
+    def matrix(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
 
-def prepare(kernel: str, shape: tuple[int, int, int], dtype: torch.dtype, choice: Choice, device: str) -> Any:
-    """The arguments of a launch with these tiles."""
-    positions, channels, out = shape
-    chosen, factor = choice
-    tiles.PROGRAMS = int(PROGRAMS * factor)
-    tiles.matmul_forward = tiles.matmul_backward = lambda *_: chosen
+    def arena(dtype: torch.dtype) -> torch.Tensor:
+        return matrix(positions, padded(2 * channels), dtype=dtype)[:, :channels]
 
-    def arena(kind: torch.dtype) -> torch.Tensor:
-        return torch.zeros(positions, padded(2 * channels), dtype=kind, device=device)[:, :channels]
-
-    x, y = arena(dtype), torch.zeros(positions, out, dtype=dtype, device=device)
-    norm = [torch.ones(channels, device=device) for _ in range(4)]
-    matrix = torch.ones(out, channels, device=device)
-    if kernel == "forward":
-        moments = torch.zeros(2, out, cdiv(positions, chosen.positions), device=device)
-        return forward, (x, *norm, 1e-5, 1, 0.0, matrix, None, True, y, moments)
-    count = backward.part_count(positions, channels, out, dtype.itemsize)
-    parts, sums = torch.zeros(count, out, channels, device=device), torch.zeros(2, channels, count, device=device)
-    return backward, (y, x, *norm, 1e-5, 1, 0.0, matrix, True, arena(torch.float32), parts, sums)
+    norm = (*(matrix(channels) for _ in range(4)), 1e-5, 1, 0.0)
+    y = matrix(positions, out, dtype=job.dtype)
+    if job.kernel == "norm_act_matmul":
+        moments = matrix(2, out, cdiv(positions, chosen.positions))
+        return norm_act_matmul, (arena(job.dtype), *norm, matrix(out, channels), None, True, y, moments)
+    if job.kernel == "norm_act_matmul_backward":
+        count = norm_act_matmul_backward.part_count(positions, channels, out, item)
+        written = (arena(torch.float32), matrix(count, out, channels), matrix(2, channels, count))
+        return norm_act_matmul_backward, (
+            y, arena(job.dtype), *norm, matrix(out, channels), True, True, *written,
+        )  # fmt: skip
+    size = packed_size(torch.empty(out, channels, 3, 3, device="meta"))
+    taps, x, width = matrix(*size, dtype=job.dtype), matrix(positions, channels, dtype=job.dtype), job.shape[3]
+    if job.kernel == "norm_act_conv":
+        slot = matrix(positions, 224, dtype=job.dtype)[:, 96 : 96 + out]
+        rows = norm_act_conv.part_rows(width, channels, out, item)
+        return norm_act_conv, (
+            x, *norm, taps, None, width, width, True, slot, matrix(2, out, cdiv(positions, rows)),
+        )  # fmt: skip
+    count = norm_act_conv_backward.part_count(positions, channels, out, item)
+    written = (torch.zeros_like(x), matrix(count, 3, size[2], channels), matrix(2, channels, count))
+    return norm_act_conv_backward, (y, x, *norm, taps, width, width, True, True, False, *written)
 
 
 class Compiler:
@@ -83,74 +121,92 @@ class Compiler:
         return lambda *args, **kwargs: self.kernel.warmup(*args, grid=grid, **kwargs)
 
 
-def compile_one(job: tuple[str, tuple[int, int, int], torch.dtype, Choice]) -> None:
-    module, arguments = prepare(*job, "meta")
+def compile_one(job: Job) -> None:
+    module, arguments = prepare(job, "meta")
     kernel = module._kernel
     module._kernel = Compiler(kernel)
     try:
         module.launch(*arguments)
     except Exception as error:
-        print(type(error).__name__, job, flush=True)
+        print(type(error).__name__, error, job, flush=True)
     finally:
         module._kernel = kernel
 
 
-def floor(kernel: str, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
-    positions, channels, out = shape
-    item = dtype.itemsize
-    moved = (channels + out) * item + (8 * channels if kernel == "backward" else 0)
+def floor(job: Job) -> float:
+    positions, channels, out = job.shape[:3]
+    item = job.dtype.itemsize
+    moved = (channels + out) * item
+    if job.kernel == "norm_act_matmul_backward":
+        moved += 8 * channels
+    elif job.kernel == "norm_act_conv_backward":
+        moved += channels * item
     return positions * moved / BYTES_PER_SECOND * 1e6
+
+
+def microseconds(job: Job) -> float | None:
+    """Median of a launch; None where the tiles do not fit."""
+    try:
+        module, arguments = prepare(job, "cuda")
+        module.launch(*arguments)
+        seconds: Any = triton.testing.do_bench(lambda: module.launch(*arguments), warmup=1, rep=3, return_mode="median")
+    except triton.runtime.errors.OutOfResources:
+        return None
+    return 1e3 * float(seconds)
+
+
+def describe(job: Job, time_us: float) -> str:
+    t, c = job.choice.tiles, job.choice
+    return f"{time_us:.0f}:{t.positions},{t.inner},{t.warps},{t.stages},{c.programs},{'f' if c.flip else '-'}"
+
+
+def jobs(kernels: Iterable[str], dtypes: Iterable[torch.dtype]) -> list[list[Job]]:
+    """Of every kernel, shape and type, the choices."""
+    return [
+        [Job(kernel, shape, dtype, choice) for choice in choices(kernel)]
+        for dtype in dtypes
+        for kernel in kernels
+        for shape in (CONV_SHAPES if "conv" in kernel else MATMUL_SHAPES)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("norm_act_matmul", "norm_act_matmul_backward", "norm_act_conv", "norm_act_conv_backward")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kernels", nargs="+", default=["forward", "backward"])
+    parser.add_argument("--kernels", nargs="+", default=names)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=400)
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
-    dtypes = [getattr(torch, name) for name in options.dtypes]
-    jobs = [(k, s, d, c) for k in options.kernels for s in SHAPES for d in dtypes for c in choices(k, s[2])]
-    distinct: dict[Any, Any] = {}
-    for job in jobs:
-        kernel, shape, dtype, (chosen, _) = job
-        distinct.setdefault((kernel, dtype, chosen, *(n % 16 == 0 for n in shape[1:])), job)
     start = time.monotonic()
+    groups = jobs(options.kernels, [getattr(torch, name) for name in options.dtypes])
+    distinct = {
+        (j.kernel, j.dtype, j.choice.tiles, j.choice.flip, tiles.power_of_two(j.shape[2]), tiles.unit(*j.shape[1:3])): j
+        for group in groups
+        for j in group
+    }
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_one, distinct.values()))
+        list(pool.map(compile_one, distinct.values(), chunksize=4))
     print(f"{len(distinct)} compiled in {time.monotonic() - start:.0f} s", flush=True)
     with options.out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["kernel", "dtype", "positions", "channels", "out", "rows", "inner", "outer", "warps", "stages"]
-        )
-        for kernel, shape, dtype in product(options.kernels, SHAPES, dtypes):
+        writer.writerow(FIELDS)
+        for group in groups:
             found = []
-            for choice in choices(kernel, shape[2]):
-                if time.monotonic() > deadline:
+            for job in group:
+                if time.monotonic() - start > options.seconds:
                     print("out of time")
                     return
-                try:
-                    module, arguments = prepare(kernel, shape, dtype, choice, "cuda")
-                    run = lambda m=module, a=arguments: m.launch(*a)  # noqa: E731
-                    run()
-                    time_us = 1e3 * triton.testing.do_bench(run, warmup=1, rep=4, return_mode="median")
-                except Exception as error:
-                    print(type(error).__name__, kernel, shape, choice, flush=True)
-                    continue
-                found.append((time_us, choice))
-                t = choice[0]
-                writer.writerow(
-                    [kernel, dtype, *shape, t.positions, t.inner, t.outer, t.warps, t.stages, choice[1], time_us]
-                )
+                if (time_us := microseconds(job)) is not None:
+                    found.append((time_us, job))
+                    c = job.choice
+                    shape = "x".join(map(str, job.shape))
+                    writer.writerow([job.kernel, job.dtype, shape, *astuple(c.tiles), c.programs, c.flip, time_us])
             file.flush()
             found.sort(key=lambda pair: pair[0])
-            least = floor(kernel, shape, dtype)
+            best = " ".join(describe(job, time_us) for time_us, job in found[:8])
             print(
-                f"{kernel} {dtype} {shape} floor {least:.0f}",
-                *(f"{t:.0f}:{c[0].positions},{c[0].inner},{c[0].warps},{c[0].stages},{c[1]}" for t, c in found[:6]),
-                flush=True,
+                f"{group[0].kernel} {group[0].dtype} {group[0].shape} floor {floor(group[0]):.0f}: {best}", flush=True
             )
 
 

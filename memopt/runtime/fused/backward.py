@@ -2,14 +2,15 @@
 
 import torch
 
-from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
+from memopt.ir import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
 from memopt.runtime.binding import Tensors
-from memopt.runtime.fused.call import Call, Norm
-from memopt.runtime.kernels import norm_act_matmul, norm_act_matmul_backward, norm_act_sums
+from memopt.runtime.fused.call import Call, Norm, image_size
+from memopt.runtime.kernels import norm_act_conv_backward, norm_act_matmul_backward, norm_act_sums
 from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
-from memopt.runtime.kernels.norm_act import norm_act
+from memopt.runtime.kernels.language import KINDS
 from memopt.runtime.kernels.norm_act_backward import norm_act_backward
+from memopt.runtime.kernels.sum_taps import sum_taps
 from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_arena, zero_pair
 
 Results = dict[int, torch.Tensor]
@@ -42,16 +43,24 @@ class Backward:
             if chain.output not in self.call.requires_grad:
                 continue
             if chain.place is not None:
-                self._chain(number, chain, self._feature(chain.place))
+                rounded = self._rounds(chain.stages[-1])
+                self._chain(number, chain, self._feature(chain.place, rounded), rounded)
             elif chain.output in given:
-                self._chain(number, chain, given.pop(chain.output))
+                self._chain(number, chain, given.pop(chain.output), False)
         inputs: list[torch.Tensor | None] = [None] * plan.input_count
         for number, place in plan.placed:
             if self.needs[number]:
-                inputs[number] = self._feature(place).contiguous(memory_format=self.call.formats[number])
+                inputs[number] = self._feature(place, False).contiguous(memory_format=self.call.formats[number])
         return (*inputs, *self.parameter_grads)
 
-    def _feature(self, place: Interval) -> torch.Tensor:
+    def _rounds(self, stage: FusedNorm | PlainStage) -> bool:
+        """Whether a stage uses its gradient in matmuls alone: then whoever writes it rounds it to TF32, once."""
+        if not self.call.allow_tf32 or isinstance(stage, PlainStage):
+            return False
+        step = stage.conv if stage.matmul is None else stage.matmul
+        return step is not None and self.call.binding.index[step][1] is None
+
+    def _feature(self, place: Interval, rounded: bool) -> torch.Tensor:
         """The finished gradient of a feature, as an image."""
         channels = slice(place.start, place.stop)
         out = empty_rows(self.arena, place.stop - place.start, self.arena.dtype)
@@ -61,20 +70,22 @@ class Backward:
             self.mean[channels],
             self.constant[channels],
             self.slope[channels],
+            rounded,
             out,
         )
         return image_of(out, self.call.size)
 
-    def _chain(self, number: int, chain: FusedChain, grad: torch.Tensor) -> None:
+    def _chain(self, number: int, chain: FusedChain, grad: torch.Tensor, rounded: bool) -> None:
         results = self._recompute(number, chain)
         for index in reversed(range(len(chain.stages))):
             stage = chain.stages[index]
             if isinstance(stage, PlainStage):
-                grad = self._plain(stage, grad, results.get(index - 1), results.get(index))
+                grad, rounded = self._plain(stage, grad, results.get(index - 1), results.get(index)), False
             elif index > 0:
-                grad = self._dense_norm(stage, rows_of(grad), results[index - 1])
+                given, rounded = rounded, self._rounds(chain.stages[index - 1])
+                grad = self._dense_norm(stage, rows_of(grad), results[index - 1], given, rounded)
             else:
-                self._arena_norm(stage, rows_of(grad), chain.source)
+                self._arena_norm(stage, rows_of(grad), chain.source, rounded)
             results.pop(index, None)
 
     def _recompute(self, number: int, chain: FusedChain) -> Results:
@@ -114,19 +125,13 @@ class Backward:
             assert passing is not None
             parameters = call.binding.parameters_of(stage.step, self.parameters)
             return op.recompute(passing, parameters, self.saved[call.stash_at[stage.step]], None)
-        norm = self._norm(stage)
         if index == 0:
             x, size = self.arena[:, chain.source.start : chain.source.stop], call.size
         else:
             assert passing is not None
             x, size = rows_of(passing), passing.shape
-        if stage.matmul is None:
-            result = empty_rows(x, x.shape[1], stage.dtype)
-            norm_act(x, *norm.arguments, result)
-        else:
-            matrix, bias = call.matrix(stage, self.parameters)
-            result = empty_rows(x, len(matrix), stage.dtype)
-            norm_act_matmul.norm_act_matmul(x, *norm.arguments, matrix, bias, call.allow_tf32, result, None)
+        result = empty_rows(x, call.made(stage, x.shape[1], self.parameters), stage.dtype)
+        call.run(stage, self._norm(stage), self.parameters, x, size, result, None)
         return image_of(result, size)
 
     def _norm(self, stage: FusedNorm) -> Norm:
@@ -148,32 +153,43 @@ class Backward:
             self._give(place, gradient)
         return x_grad
 
-    def _dense_norm(self, stage: FusedNorm, dz: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def _dense_norm(
+        self, stage: FusedNorm, dz: torch.Tensor, image: torch.Tensor, rounded: bool, round_to_tf32: bool
+    ) -> torch.Tensor:
         """Gradient of what a norm inside a chain reads, as an image."""
         x, norm = rows_of(image), self._norm(stage)
         channels = x.shape[1]
+        constant, slope = zero_pair(channels, x.device)
+        if stage.conv is not None:
+            dx = empty_rows(x, channels, x.dtype)
+            sums = self._conv(stage, norm, dz, rounded, x, image.shape, dx, False)
+            self._finish(stage, norm, sums, len(x), constant, slope)
+            norm.activation = KINDS[IDENTITY.name]  # its gradient is in dx
+            norm_act_backward(dx, x, *norm.arguments, constant, slope, round_to_tf32, dx)
+            return image_of(dx, image.shape)
         sums = self._parts(norm_act_sums.part_count(*x.shape), channels)
         norm_act_sums.norm_act_sums(dz, x, *norm.arguments, sums, None)
-        constant, slope = zero_pair(channels, x.device)
         self._finish(stage, norm, sums, len(x), constant, slope)
         dx = empty_rows(x, channels, x.dtype)
-        norm_act_backward(dz, x, *norm.arguments, constant, slope, dx)
+        norm_act_backward(dz, x, *norm.arguments, constant, slope, round_to_tf32, dx)
         return image_of(dx, image.shape)
 
-    def _arena_norm(self, stage: FusedNorm, grad: torch.Tensor, source: Interval) -> None:
+    def _arena_norm(self, stage: FusedNorm, grad: torch.Tensor, source: Interval, rounded: bool) -> None:
         """Adds to the gradient arena what a chain's first stage hands back."""
         norm = self._norm(stage)
         channels = slice(source.start, source.stop)
         x, total = self.arena[:, channels], self.gradient[:, channels]
-        if stage.matmul is None:
+        if stage.matmul is not None:
+            sums = self._matmul(stage, norm, grad, rounded, x, total)
+        elif stage.conv is not None:
+            sums = self._conv(stage, norm, grad, rounded, x, self.call.size, total, True)
+        else:
             sums = self._parts(norm_act_sums.part_count(*x.shape), x.shape[1])
             norm_act_sums.norm_act_sums(grad, x, *norm.arguments, sums, total)
-        else:
-            sums = self._matmul(stage, norm, grad, x, total)
         self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels])
 
     def _matmul(
-        self, stage: FusedNorm, norm: Norm, dy: torch.Tensor, x: torch.Tensor, total: torch.Tensor
+        self, stage: FusedNorm, norm: Norm, dy: torch.Tensor, rounded: bool, x: torch.Tensor, total: torch.Tensor
     ) -> torch.Tensor:
         assert stage.matmul is not None
         matrix, _ = self.call.matrix(stage, self.parameters)
@@ -181,7 +197,7 @@ class Backward:
         sums = self._parts(count, x.shape[1])
         parts = torch.empty(count, *matrix.shape, device=x.device)
         norm_act_matmul_backward.norm_act_matmul_backward(
-            dy, x, *norm.arguments, matrix, self.call.allow_tf32, total, parts, sums
+            dy, x, *norm.arguments, matrix, self.call.allow_tf32, rounded, total, parts, sums
         )
         weight_at, bias_at = self.call.binding.index[stage.matmul]
         if weight_at is not None:
@@ -189,6 +205,36 @@ class Backward:
             self._give(weight_at, parts.sum(0).view(weight.shape).to(weight.dtype))
         if bias_at is not None:
             self._give(bias_at, dy.sum(0, dtype=torch.float32).to(self.parameters[bias_at].dtype))
+        return sums
+
+    def _conv(
+        self,
+        stage: FusedNorm,
+        norm: Norm,
+        g: torch.Tensor,
+        rounded: bool,
+        x: torch.Tensor,
+        size: tuple[int, ...],
+        result: torch.Tensor,
+        accumulate: bool,
+    ) -> torch.Tensor:
+        assert stage.conv is not None
+        taps, _ = self.call.taps(stage, self.parameters)
+        count = norm_act_conv_backward.part_count(len(x), x.shape[1], g.shape[1], taps.element_size())
+        sums = self._parts(count, x.shape[1])
+        window, _, columns = taps.shape
+        parts = torch.empty(count, window, columns, x.shape[1], device=x.device)
+        image = image_size(size)
+        norm_act_conv_backward.norm_act_conv_backward(
+            g, x, *norm.arguments, taps, *image, self.call.allow_tf32, rounded, accumulate, result, parts, sums
+        )
+        weight_at, bias_at = self.call.binding.index[stage.conv]
+        if weight_at is not None and ~weight_at in self.call.requires_grad:
+            gradient = torch.empty_like(self.parameters[weight_at])
+            sum_taps(parts, gradient)
+            self._give(weight_at, gradient)
+        if bias_at is not None:
+            self._give(bias_at, g.sum(0, dtype=torch.float32).to(self.parameters[bias_at].dtype))
         return sums
 
     def _finish(

@@ -7,7 +7,10 @@ import torch
 
 from memopt.ir import FusedNorm, FusedPlan
 from memopt.runtime.binding import Binding, Tensors
+from memopt.runtime.kernels import norm_act_conv, norm_act_matmul
 from memopt.runtime.kernels.language import KINDS
+from memopt.runtime.kernels.norm_act import norm_act
+from memopt.runtime.kernels.pack_taps import pack_taps, packed_size
 from memopt.runtime.ops.batch_norm import BatchNorm
 
 
@@ -84,3 +87,53 @@ class Call:
         weight, bias = self.binding.parameters_of(stage.matmul, parameters)
         assert weight is not None
         return weight.reshape(weight.shape[:2]).contiguous(), bias
+
+    def taps(self, stage: FusedNorm, parameters: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Packed weight and bias of the convolution with a window of three."""
+        assert stage.conv is not None
+        weight, bias = self.binding.parameters_of(stage.conv, parameters)
+        assert weight is not None
+        taps = torch.empty(packed_size(weight), dtype=stage.dtype, device=weight.device)
+        pack_taps(weight, self.allow_tf32, taps)
+        return taps, bias
+
+    def made(self, stage: FusedNorm, channels: int, parameters: Tensors) -> int:
+        """Channels that a stage makes of so many."""
+        step = stage.conv if stage.matmul is None else stage.matmul
+        if step is None:
+            return channels
+        weight, _ = self.binding.parameters_of(step, parameters)
+        assert weight is not None
+        return len(weight)
+
+    def moment_rows(self, stage: FusedNorm, x: torch.Tensor, y: torch.Tensor, size: tuple[int, ...]) -> int:
+        """Rows of one partial result of a stage's moments."""
+        if stage.conv is None:
+            return norm_act_matmul.part_rows(x.shape[1], y.shape[1], y.element_size())
+        return norm_act_conv.part_rows(size[-1], x.shape[1], y.shape[1], y.element_size())
+
+    def run(
+        self,
+        stage: FusedNorm,
+        norm: Norm,
+        parameters: Tensors,
+        x: torch.Tensor,
+        size: tuple[int, ...],
+        y: torch.Tensor,
+        moments: torch.Tensor | None,
+    ) -> None:
+        """Compute a stage: y of x, both matrices of images of a size."""
+        if stage.matmul is not None:
+            matrix, bias = self.matrix(stage, parameters)
+            norm_act_matmul.norm_act_matmul(x, *norm.arguments, matrix, bias, self.allow_tf32, y, moments)
+        elif stage.conv is not None:
+            taps, bias = self.taps(stage, parameters)
+            image = image_size(size)
+            norm_act_conv.norm_act_conv(x, *norm.arguments, taps, bias, *image, self.allow_tf32, y, moments)
+        else:
+            norm_act(x, *norm.arguments, y)
+
+
+def image_size(size: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of an image (N, C, height, width); a signal (N, C, width) is one row high."""
+    return (size[2] if len(size) == 4 else 1), size[-1]

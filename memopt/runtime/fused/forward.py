@@ -7,10 +7,9 @@ from memopt.runtime.binding import Tensors
 from memopt.runtime.fused.call import Call, Norm
 from memopt.runtime.fused.running_statistics import RunningStatistics
 from memopt.runtime.fused.support import allows_tf32
-from memopt.runtime.kernels import norm_act_matmul, tiles
+from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.merge_moments import merge_moments
 from memopt.runtime.kernels.moments import moments, part_rows
-from memopt.runtime.kernels.norm_act import norm_act
 from memopt.runtime.memory_format import CHANNELS_LAST, suggested_format
 from memopt.runtime.ops.batch_norm import BatchNorm
 from memopt.runtime.rows import empty_arena, empty_pair, empty_rows, image_of, rows_of, zero_pair
@@ -47,19 +46,21 @@ class Forward:
         call.save(self.arena, self.mean)
         values: dict[int, torch.Tensor] = {}
         for number, chain in enumerate(plan.chains):
-            image = self._chain(number, chain)
-            if chain.place is not None:
-                self._append(rows_of(image), chain.place)
-            else:
+            image, appended = self._chain(number, chain)
+            if chain.place is None:
                 values[chain.output] = image.contiguous(memory_format=_format_of(plan, chain.output, image))
+            elif not appended:
+                self._append(rows_of(image), chain.place)
         for output, place in plan.copied.items():
             part = image_of(self._part(place), call.size)
             values[output] = part.clone(memory_format=_format_of(plan, output, part))
         self.running.update()
         return values
 
-    def _chain(self, number: int, chain: FusedChain) -> torch.Tensor:
+    def _chain(self, number: int, chain: FusedChain) -> tuple[torch.Tensor, bool]:
+        """A chain's result, and whether it lies in the arena already."""
         call = self.call
+        appended = False
         image = image_of(self._part(chain.source), call.size)
         known: Pair | None = self._statistics(chain.source)
         for index, stage in enumerate(chain.stages):
@@ -76,10 +77,14 @@ class Forward:
             else:
                 x = self._part(chain.source) if index == 0 else rows_of(image)
                 norm = self._norm(stage, x, known)
-                image, known = self._run(stage, norm, x, image.shape, self._normalised_next(chain, index))
+                appended = chain.place is not None and stage is chain.stages[-1] and stage.conv is not None
+                if appended:
+                    image = self._run_into(stage, norm, x, image.shape, chain.place)
+                else:
+                    image, known = self._run(stage, norm, x, image.shape, self._normalised_next(chain, index))
             if chain.kept == index:
                 call.kept_at[number] = call.save(image)
-        return image
+        return image, appended
 
     def _norm(self, stage: FusedNorm, x: torch.Tensor, known: Pair | None) -> Norm:
         """A norm with the statistics of x, or its running ones."""
@@ -105,21 +110,41 @@ class Forward:
     def _run(
         self, stage: FusedNorm, norm: Norm, x: torch.Tensor, size: torch.Size, measure: bool
     ) -> tuple[torch.Tensor, Pair | None]:
-        """The stage's result as an image; with `measure`, mean and variance of a matmul's."""
-        if stage.matmul is None:
-            z = empty_rows(x, x.shape[1], stage.dtype)
-            norm_act(x, *norm.arguments, z)
-            return image_of(z, size), None
-        matrix, bias = self.call.matrix(stage, self.parameters)
-        y = empty_rows(x, len(matrix), stage.dtype)
-        rows = norm_act_matmul.part_rows(x.shape[1], len(matrix), y.element_size())
-        partial = torch.empty(2, len(matrix), tiles.cdiv(len(x), rows), device=x.device) if measure else None
-        norm_act_matmul.norm_act_matmul(x, *norm.arguments, matrix, bias, self.call.allow_tf32, y, partial)
-        if partial is None:
+        """The stage's result as an image; with `measure`, mean and variance of a convolution's."""
+        y = empty_rows(x, self.call.made(stage, x.shape[1], self.parameters), stage.dtype)
+        if not measure or (stage.matmul is None and stage.conv is None):
+            self.call.run(stage, norm, self.parameters, x, size, y, None)
             return image_of(y, size), None
-        mean, variance = empty_pair(len(matrix), x.device)
-        merge_moments(partial, len(x), rows, mean, variance)
+        mean, variance = empty_pair(y.shape[1], x.device)
+        self._run_measured(stage, norm, x, size, y, mean, variance)
         return image_of(y, size), (mean, variance)
+
+    def _run_into(
+        self, stage: FusedNorm, norm: Norm, x: torch.Tensor, size: torch.Size, place: Interval | None
+    ) -> torch.Tensor:
+        """The stage's result where it belongs in the arena."""
+        assert place is not None
+        y = self._part(place)
+        if self.measured:
+            self._run_measured(stage, norm, x, size, y, *self._statistics(place))
+        else:
+            self.call.run(stage, norm, self.parameters, x, size, y, None)
+        return image_of(y, size)
+
+    def _run_measured(
+        self,
+        stage: FusedNorm,
+        norm: Norm,
+        x: torch.Tensor,
+        size: torch.Size,
+        y: torch.Tensor,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+    ) -> None:
+        rows = self.call.moment_rows(stage, x, y, size)
+        partial = torch.empty(2, y.shape[1], tiles.cdiv(len(x), rows), device=x.device)
+        self.call.run(stage, norm, self.parameters, x, size, y, partial)
+        merge_moments(partial, len(x), rows, mean, variance)
 
     def _normalised_next(self, chain: FusedChain, index: int) -> bool:
         following = chain.stages[index + 1] if index + 1 < len(chain.stages) else None

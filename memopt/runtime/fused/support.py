@@ -1,6 +1,7 @@
 """Where there are fused kernels, and what PyTorch's settings ask of them."""
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -27,5 +28,6 @@ def allows_tf32(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     # `allow_tf32` raises where the newer setting was used.
-    backend = torch.backends.cudnn.conv if torch.backends.cudnn.enabled else torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    backend = cudnn.conv if cudnn.enabled else torch.backends.cuda.matmul
     return bool(backend.fp32_precision == "tf32")

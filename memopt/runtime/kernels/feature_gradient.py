@@ -2,8 +2,8 @@
 
 import torch
 
-from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels import reference, tiles
+from memopt.runtime.kernels.language import as_operand, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -20,6 +20,7 @@ def _kernel(
     gradient_stride,
     x_stride,
     out_stride,
+    PRECISION: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -34,7 +35,8 @@ def _kernel(
     distance = tl.load(x + row * x_stride + c[None, :], mask=there, other=0.0).to(tl.float32) - centre[None, :]
     total = tl.load(gradient + row * gradient_stride + c[None, :], mask=there, other=0.0)
     total = total - level[None, :] - steepness[None, :] * distance
-    tl.store(out + row * out_stride + c[None, :], total.to(out.dtype.element_ty), mask=there)
+    total = as_operand(total.to(out.dtype.element_ty), PRECISION)
+    tl.store(out + row * out_stride + c[None, :], total, mask=there)
 
 
 def launch(
@@ -43,6 +45,7 @@ def launch(
     mean: torch.Tensor,
     constant: torch.Tensor,
     slope: torch.Tensor,
+    round_to_tf32: bool,
     out: torch.Tensor,
 ) -> None:
     """Run the kernel; the arguments are those of the operator."""
@@ -60,6 +63,7 @@ def launch(
         gradient.stride(0),
         x.stride(0),
         out.stride(0),
+        PRECISION="tf32" if round_to_tf32 else "ieee",
         BP=chosen.positions,
         BC=chosen.inner,
         num_warps=chosen.warps,
@@ -72,15 +76,19 @@ def compute(
     mean: torch.Tensor,
     constant: torch.Tensor,
     slope: torch.Tensor,
+    round_to_tf32: bool,
     out: torch.Tensor,
 ) -> None:
     """The same in plain torch."""
-    out.copy_(gradient - constant - slope * (x.float() - mean))
+    total = gradient - constant - slope * (x.float() - mean)
+    out.copy_(reference.as_operand(total.to(out.dtype), round_to_tf32))
 
 
 feature_gradient = define(
-    "feature_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor constant, Tensor slope, Tensor(a!) out) -> ()",
+    "feature_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor constant, Tensor slope, bool round_to_tf32, "
+    "Tensor(a!) out) -> ()",
     cuda=launch,
     reference=compute,
 )
-"""gradient (P, C) float32, x and out (P, C), rows `stride(0)` apart; mean, constant, slope (C). out is written."""
+"""gradient (P, C) float32, x and out (P, C), rows `stride(0)` apart; mean, constant, slope (C). out is written; with
+`round_to_tf32` it is an operand of nothing but matmuls, and rounded here instead of there."""

@@ -6,7 +6,7 @@
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activation_gradient, affine_of, tl, triton
+from memopt.runtime.kernels.language import activation_gradient, affine_of, as_operand, tl, triton
 from memopt.runtime.kernels.library import define
 
 
@@ -29,6 +29,7 @@ def _kernel(
     eps,
     parameter,
     ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -44,7 +45,8 @@ def _kernel(
     d = tl.load(dz + row * dz_stride + c[None, :], mask=there, other=0.0).to(tl.float32)
     d = activation_gradient(distance * scale[None, :] + shift[None, :], d, ACTIVATION, parameter)
     result = d * scale[None, :] - level[None, :] - steepness[None, :] * distance
-    tl.store(dx + row * dx_stride + c[None, :], result.to(dx.dtype.element_ty), mask=there)
+    result = as_operand(result.to(dx.dtype.element_ty), PRECISION)
+    tl.store(dx + row * dx_stride + c[None, :], result, mask=there)
 
 
 def launch(
@@ -59,6 +61,7 @@ def launch(
     parameter: float,
     constant: torch.Tensor,
     slope: torch.Tensor,
+    round_to_tf32: bool,
     dx: torch.Tensor,
 ) -> None:
     """Run the kernel; the arguments are those of the operator."""
@@ -82,6 +85,7 @@ def launch(
         eps,
         parameter,
         ACTIVATION=activation,
+        PRECISION="tf32" if round_to_tf32 else "ieee",
         BP=chosen.positions,
         BC=chosen.inner,
         num_warps=chosen.warps,
@@ -100,18 +104,21 @@ def compute(
     parameter: float,
     constant: torch.Tensor,
     slope: torch.Tensor,
+    round_to_tf32: bool,
     dx: torch.Tensor,
 ) -> None:
     """The same in plain torch."""
     before = reference.normalised(x, mean, variance, weight, bias, eps)
     d = reference.activation_gradient(before, dz.float(), activation, parameter)
-    dx.copy_(d * (weight.float() * torch.rsqrt(variance + eps)) - constant - slope * (x.float() - mean))
+    total = d * (weight.float() * torch.rsqrt(variance + eps)) - constant - slope * (x.float() - mean)
+    dx.copy_(reference.as_operand(total.to(dx.dtype), round_to_tf32))
 
 
 norm_act_backward = define(
     "norm_act_backward(Tensor dz, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps, "
-    "int activation, float parameter, Tensor constant, Tensor slope, Tensor(a!) dx) -> ()",
+    "int activation, float parameter, Tensor constant, Tensor slope, bool round_to_tf32, Tensor(a!) dx) -> ()",
     cuda=launch,
     reference=compute,
 )
-"""dz, x, dx (P, C), rows `stride(0)` apart; the rest (C). dx is written and may be dz."""
+"""dz, x, dx (P, C), rows `stride(0)` apart; the rest (C). dx is written and may be dz; with
+`round_to_tf32` it is an operand of nothing but matmuls, and rounded here instead of there."""

@@ -15,7 +15,7 @@ from memopt.runtime.kernels.moments import partial_moments
 from memopt.runtime.kernels.pack_taps import COLUMNS, unpacked
 
 
-@triton.jit(do_not_specialize=["P", "H", "W", "STEP", "tile_count"])
+@triton.jit(do_not_specialize=["P", "H", "W", "STEP", "k_units", "tile_count"])
 def _kernel(
     x,
     mean,
@@ -29,7 +29,7 @@ def _kernel(
     P,
     C,
     READABLE,
-    K,
+    k_units,
     H,
     W,
     STEP,
@@ -39,6 +39,7 @@ def _kernel(
     tile_count,
     eps,
     parameter,
+    UNIT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -49,12 +50,15 @@ def _kernel(
     BC: tl.constexpr,
     BK: tl.constexpr,
 ):
+    K = k_units * UNIT
     tile = tl.program_id(0)
     i = tl.arange(0, BP)
-    p = tl.cast(tile, tl.int64) * STEP - LEAD + i
-    at = tl.maximum(p, 0)
-    column = (at % W).to(tl.int32)
-    row = (at // W % H).to(tl.int32)
+    # Offsets of 64 bits are the tile's alone: within it, 32 do.
+    p = tile * STEP - LEAD + i
+    x += (tl.cast(tile, tl.int64) * STEP - LEAD) * x_stride
+    y += (tl.cast(tile, tl.int64) * STEP - LEAD) * y_stride
+    column = tl.maximum(p, 0) % W
+    row = tl.maximum(p, 0) // W % H
     k = tl.arange(0, BK)
     left = tl.zeros((BP, BK), tl.float32)
     middle = tl.zeros((BP, BK), tl.float32)
@@ -66,7 +70,7 @@ def _kernel(
         for window in tl.static_range(WINDOW):
             down = window - WINDOW // 2
             there = (p >= 0) & (p < P) & (row + down >= 0) & (row + down < H)
-            place = x + (p + down * W)[:, None] * x_stride + c[None, :]
+            place = x + ((i + down * W)[:, None] * x_stride + c[None, :])
             value = tl.load(place, mask=there[:, None] & (c < READABLE)[None, :], other=0.0).to(tl.float32)
             value = activate((value - centre[None, :]) * scale[None, :] + shift[None, :], ACTIVATION, parameter)
             value = tl.where(there[:, None] & inside[None, :], value, 0.0)
@@ -83,10 +87,10 @@ def _kernel(
         total += tl.load(taps_bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     made = ((i >= LEAD) & (i < LEAD + STEP) & (p < P))[:, None] & (k < K)[None, :]
     result = total.to(y.dtype.element_ty)
-    tl.store(y + at[:, None] * y_stride + k[None, :], result, mask=made)
+    tl.store(y + (i[:, None] * y_stride + k[None, :]), result, mask=made)
     if MOMENTS:
         seen = tl.where(made, result.to(tl.float32), 0.0)
-        count = tl.minimum(P - tl.cast(tile, tl.int64) * STEP, STEP).to(tl.float32)
+        count = tl.minimum(P - tile * STEP, STEP).to(tl.float32)
         average = tl.sum(seen, 0) / count
         distance = tl.where(made, seen - average[None, :], 0.0)
         part = k.to(tl.int64) * tile_count + tile
@@ -128,6 +132,7 @@ def launch(
     positions, channels = x.shape
     chosen, step, lead = _tile(width, channels, y.shape[1], taps.element_size())
     count = tiles.cdiv(positions, step)
+    unit = tiles.unit(y.shape[1])
     _kernel[(count,)](
         x,
         mean,
@@ -141,7 +146,7 @@ def launch(
         positions,
         channels,
         tiles.readable(x),
-        y.shape[1],
+        y.shape[1] // unit,
         height,
         width,
         step,
@@ -151,6 +156,7 @@ def launch(
         count,
         eps,
         parameter,
+        UNIT=unit,
         ACTIVATION=activation,
         HAS_BIAS=taps_bias is not None,
         MOMENTS=moments is not None,

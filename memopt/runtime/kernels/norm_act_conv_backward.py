@@ -15,7 +15,7 @@ from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.pack_taps import COLUMNS, unpacked
 
 
-@triton.jit(do_not_specialize=["P", "H", "W", "part_count", "NT"])
+@triton.jit(do_not_specialize=["P", "k_units", "H", "W", "g_units", "part_count", "NT"])
 def _kernel(
     g,
     x,
@@ -30,10 +30,10 @@ def _kernel(
     P,
     C,
     READABLE,
-    K,
+    k_units,
     H,
     W,
-    g_stride,
+    g_units,
     x_stride,
     result_stride,
     CP,
@@ -41,15 +41,19 @@ def _kernel(
     NT,
     eps,
     parameter,
+    UNIT: tl.constexpr,
+    FLIP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUNDED: tl.constexpr,
     WINDOW: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
     BJ: tl.constexpr,
 ):
+    K, g_stride = k_units * UNIT, g_units * UNIT
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     part = tl.program_id(1)
     j = tl.arange(0, BJ)
@@ -57,18 +61,28 @@ def _kernel(
     across = j // BK - 1
     inside, taken = c < C, (j < 3 * BK) & (k < K)
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
-    above = tl.zeros((BJ, BC), tl.float32)
-    level = tl.zeros((BJ, BC), tl.float32)
-    below = tl.zeros((BJ, BC), tl.float32)
+    if FLIP:
+        above = tl.zeros((BC, BJ), tl.float32)
+        level = tl.zeros((BC, BJ), tl.float32)
+        below = tl.zeros((BC, BJ), tl.float32)
+    else:
+        above = tl.zeros((BJ, BC), tl.float32)
+        level = tl.zeros((BJ, BC), tl.float32)
+        below = tl.zeros((BJ, BC), tl.float32)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
+    i = tl.arange(0, BP)
     for step in range(0, NT):
-        p = (tl.cast(part, tl.int64) * NT + step) * BP + tl.arange(0, BP)
-        column = (p % W).to(tl.int32)
-        row = (p // W % H).to(tl.int32)
+        # Offsets of 64 bits are the tile's alone: within it, 32 do.
+        start = tl.cast(part * NT + step, tl.int64) * BP
+        p = (part * NT + step) * BP + i
+        column = p % W
+        row = p // W % H
         there = (p < P)[:, None] & inside[None, :]
         touched = (p < P)[:, None] & (c < READABLE)[None, :]
-        distance = tl.load(x + p[:, None] * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32)
+        distance = tl.load(x + start * x_stride + (i[:, None] * x_stride + c[None, :]), mask=touched, other=0.0).to(
+            tl.float32
+        )
         distance -= centre[None, :]
         normalised = distance * scale[None, :] + shift[None, :]
         activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0)
@@ -79,24 +93,32 @@ def _kernel(
             down = window - WINDOW // 2
             reached = (column[:, None] >= across[None, :]) & (column[:, None] - across[None, :] < W)
             reached = reached & ((p < P) & (row >= down) & (row - down < H))[:, None] & taken[None, :]
-            place = g + (p[:, None] - down * W - across[None, :]) * g_stride + k[None, :]
-            gathered = as_operand(tl.load(place, mask=reached, other=0.0), PRECISION)
+            place = g + start * g_stride + ((i[:, None] - down * W - across[None, :]) * g_stride + k[None, :])
+            gathered = tl.load(place, mask=reached, other=0.0)
+            if not ROUNDED:
+                gathered = as_operand(gathered, PRECISION)
             matrix = tl.load(taps + window * CP * (4 * BK) + c[None, :] * (4 * BK) + j[:, None])
             dz = tl.dot(gathered, matrix, dz, input_precision=PRECISION)
-            if down < 0:
-                above = tl.dot(tl.trans(gathered), activated, above, input_precision=PRECISION)
-            elif down == 0:
-                level = tl.dot(tl.trans(gathered), activated, level, input_precision=PRECISION)
+            if FLIP:
+                one, other = tl.trans(activated), gathered
             else:
-                below = tl.dot(tl.trans(gathered), activated, below, input_precision=PRECISION)
+                one, other = tl.trans(gathered), activated
+            if down < 0:
+                above = tl.dot(one, other, above, input_precision=PRECISION)
+            elif down == 0:
+                level = tl.dot(one, other, level, input_precision=PRECISION)
+            else:
+                below = tl.dot(one, other, below, input_precision=PRECISION)
         d = tl.where(there, activation_gradient(normalised, dz, ACTIVATION, parameter), 0.0)
-        place = result + p[:, None] * result_stride + c[None, :]
+        place = result + start * result_stride + (i[:, None] * result_stride + c[None, :])
         if ACCUMULATE:
             tl.store(place, tl.load(place, mask=touched, other=0.0) + d * scale[None, :], mask=touched)
         else:
             tl.store(place, d.to(result.dtype.element_ty), mask=there)
         first += tl.sum(d, 0)
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+    if FLIP:
+        above, level, below = tl.trans(above), tl.trans(level), tl.trans(below)
     own = parts + tl.cast(part, tl.int64) * (WINDOW * BJ) * C + j[:, None] * C + c[None, :]
     if WINDOW == 3:
         tl.store(own, above, mask=inside[None, :])
@@ -106,6 +128,9 @@ def _kernel(
         tl.store(own, level, mask=inside[None, :])
     tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
     tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+
+
+FLIP = True
 
 
 def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
@@ -136,6 +161,7 @@ def launch(
     height: int,
     width: int,
     allow_tf32: bool,
+    rounded: bool,
     accumulate: bool,
     result: torch.Tensor,
     parts: torch.Tensor,
@@ -144,6 +170,7 @@ def launch(
     """Run the kernel; the arguments are those of the operator."""
     positions, channels = x.shape
     chosen, repeats, count = _split(positions, channels, g.shape[1], taps.element_size())
+    unit = tiles.unit(g.shape[1], g.stride(0))
     _kernel[(tiles.cdiv(channels, chosen.inner), count)](
         g,
         x,
@@ -158,10 +185,10 @@ def launch(
         positions,
         channels,
         tiles.readable(x, result) if accumulate else tiles.readable(x),
-        g.shape[1],
+        g.shape[1] // unit,
         height,
         width,
-        g.stride(0),
+        g.stride(0) // unit,
         x.stride(0),
         result.stride(0),
         taps.shape[1],
@@ -169,9 +196,12 @@ def launch(
         repeats,
         eps,
         parameter,
+        UNIT=unit,
+        FLIP=FLIP,
         ACTIVATION=activation,
         ACCUMULATE=accumulate,
         PRECISION="tf32" if allow_tf32 else "ieee",
+        ROUNDED=rounded,
         WINDOW=len(taps),
         BP=chosen.positions,
         BC=chosen.inner,
@@ -196,6 +226,7 @@ def compute(
     height: int,
     width: int,
     allow_tf32: bool,
+    rounded: bool,
     accumulate: bool,
     result: torch.Tensor,
     parts: torch.Tensor,
@@ -230,11 +261,11 @@ def compute(
 
 norm_act_conv_backward = define(
     "norm_act_conv_backward(Tensor g, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps, "
-    "int activation, float parameter, Tensor taps, int height, int width, bool allow_tf32, bool accumulate, "
-    "Tensor(a!) result, Tensor(b!) parts, Tensor(c!) sums) -> ()",
+    "int activation, float parameter, Tensor taps, int height, int width, bool allow_tf32, bool rounded, "
+    "bool accumulate, Tensor(a!) result, Tensor(b!) parts, Tensor(c!) sums) -> ()",
     cuda=launch,
     reference=compute,
 )
-"""g (P, K) and x (P, C), rows `stride(0)` apart, of images of height × width; mean, variance, weight, bias (C); taps as
+"""g (P, K), `rounded` if that was done to it already, and x (P, C), rows `stride(0)` apart, of images of height × width; mean, variance, weight, bias (C); taps as
 `pack_taps` writes them. result (P, C) is d, or float32 and added to with `accumulate`; parts (part_count, R, 4 · K',
 C) and sums (2, C, part_count) are written."""

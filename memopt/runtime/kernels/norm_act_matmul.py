@@ -12,7 +12,7 @@ from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.moments import partial_moments
 
 
-@triton.jit(do_not_specialize=["P", "tile_count"])
+@triton.jit(do_not_specialize=["P", "c_units", "b_units", "y_units", "tile_count"])
 def _kernel(
     x,
     mean,
@@ -24,14 +24,15 @@ def _kernel(
     y,
     moments,
     P,
-    C,
+    c_units,
     READABLE,
-    B,
+    b_units,
     x_stride,
-    y_stride,
+    y_units,
     tile_count,
     eps,
     parameter,
+    UNIT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -40,17 +41,21 @@ def _kernel(
     BC: tl.constexpr,
     BB: tl.constexpr,
 ):
+    C, B, y_stride = c_units * UNIT, b_units * UNIT, y_units * UNIT
     tile = tl.program_id(0)
     p = tile * BP + tl.arange(0, BP)
     b = tl.program_id(1) * BB + tl.arange(0, BB)
     rows, columns = p < P, b < B
-    x_rows = x + p.to(tl.int64)[:, None] * x_stride
+    # Offsets of 64 bits are the tile's alone: within it, 32 do.
+    x += tl.cast(tile, tl.int64) * BP * x_stride
+    y += tl.cast(tile, tl.int64) * BP * y_stride
+    i = tl.arange(0, BP)[:, None]
     total = tl.zeros((BP, BB), tl.float32)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = c < C
         centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
-        value = tl.load(x_rows + c[None, :], mask=rows[:, None] & (c < READABLE)[None, :], other=0.0)
+        value = tl.load(x + (i * x_stride + c[None, :]), mask=rows[:, None] & (c < READABLE)[None, :], other=0.0)
         value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + shift[None, :]
         value = tl.where(inside[None, :], activate(value, ACTIVATION, parameter), 0.0)
         taken = tl.load(matrix + b[None, :] * C + c[:, None], mask=columns[None, :] & inside[:, None], other=0.0)
@@ -61,7 +66,7 @@ def _kernel(
         total += tl.load(matrix_bias + b, mask=columns, other=0.0).to(tl.float32)[None, :]
     result = total.to(y.dtype.element_ty)
     there = rows[:, None] & columns[None, :]
-    tl.store(y + p.to(tl.int64)[:, None] * y_stride + b[None, :], result, mask=there)
+    tl.store(y + (i * y_stride + b[None, :]), result, mask=there)
     if MOMENTS:
         seen = tl.where(there, result.to(tl.float32), 0.0)
         count = tl.minimum(P - tile * BP, BP)
@@ -95,6 +100,7 @@ def launch(
     positions, channels = x.shape
     out_channels = len(matrix)
     chosen = tiles.matmul_forward(channels, out_channels, y.element_size())
+    unit = tiles.unit(channels, out_channels, y.stride(0))
     row_tiles = tiles.cdiv(positions, chosen.positions)
     _kernel[(row_tiles, tiles.cdiv(out_channels, chosen.outer))](
         x,
@@ -107,14 +113,15 @@ def launch(
         y,
         moments,
         positions,
-        channels,
+        channels // unit,
         tiles.readable(x),
-        out_channels,
+        out_channels // unit,
         x.stride(0),
-        y.stride(0),
+        y.stride(0) // unit,
         row_tiles,
         eps,
         parameter,
+        UNIT=unit,
         ACTIVATION=activation,
         HAS_BIAS=matrix_bias is not None,
         MOMENTS=moments is not None,

@@ -12,7 +12,7 @@ from memopt.runtime.kernels.language import activate, activation_gradient, affin
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "part_count", "NT"])
+@triton.jit(do_not_specialize=["P", "c_units", "b_units", "dy_units", "part_count", "NT"])
 def _kernel(
     dy,
     x,
@@ -25,22 +25,26 @@ def _kernel(
     matrix_parts,
     sums,
     P,
-    C,
+    c_units,
     READABLE,
-    B,
-    dy_stride,
+    b_units,
+    dy_units,
     x_stride,
     gradient_stride,
     part_count,
     NT,
     eps,
     parameter,
+    UNIT: tl.constexpr,
+    FLIP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUNDED: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
     BB: tl.constexpr,
 ):
+    C, B, dy_stride = c_units * UNIT, b_units * UNIT, dy_units * UNIT
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     part = tl.program_id(1)
     b = tl.arange(0, BB)
@@ -48,19 +52,26 @@ def _kernel(
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
     w = as_operand(w.to(dy.dtype.element_ty), PRECISION)
-    total = tl.zeros((BB, BC), tl.float32)
+    if FLIP:
+        total = tl.zeros((BC, BB), tl.float32)
+    else:
+        total = tl.zeros((BB, BC), tl.float32)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
+    i = tl.arange(0, BP)[:, None]
+    x_at, gradient_at = i * x_stride + c[None, :], i * gradient_stride + c[None, :]
+    dy_at = i * dy_stride + b[None, :]
     for step in range(0, NT):
-        p = (part * NT + step) * BP + tl.arange(0, BP)
-        rows = p < P
-        row = p.to(tl.int64)[:, None]
+        # Offsets of 64 bits are the tile's alone: within it, 32 do.
+        start = tl.cast(part * NT + step, tl.int64) * BP
+        rows = (part * NT + step) * BP + tl.arange(0, BP) < P
         there = rows[:, None] & inside[None, :]
         touched = rows[:, None] & (c < READABLE)[None, :]
-        distance = tl.load(x + row * x_stride + c[None, :], mask=touched, other=0.0).to(tl.float32) - centre[None, :]
-        g = tl.load(dy + row * dy_stride + b[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
-        g = as_operand(g, PRECISION)
-        place = gradient + row * gradient_stride + c[None, :]
+        distance = tl.load(x + start * x_stride + x_at, mask=touched, other=0.0).to(tl.float32) - centre[None, :]
+        g = tl.load(dy + start * dy_stride + dy_at, mask=rows[:, None] & columns[None, :], other=0.0)
+        if not ROUNDED:
+            g = as_operand(g, PRECISION)
+        place = gradient + start * gradient_stride + gradient_at
         before = tl.load(place, mask=touched, other=0.0)
         normalised = distance * scale[None, :] + shift[None, :]
         d = tl.dot(g, w, input_precision=PRECISION)
@@ -68,13 +79,21 @@ def _kernel(
         tl.store(place, before + d * scale[None, :], mask=touched)
         activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0)
         activated = as_operand(activated.to(dy.dtype.element_ty), PRECISION)
-        total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
+        if FLIP:
+            total = tl.dot(tl.trans(activated), g, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
         first += tl.sum(d, 0)
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
     parts = matrix_parts + tl.cast(part, tl.int64) * B * C
+    if FLIP:
+        total = tl.trans(total)
     tl.store(parts + b[:, None] * C + c[None, :], total, mask=columns[:, None] & inside[None, :])
     tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
     tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+
+
+FLIP = True
 
 
 def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
@@ -106,6 +125,7 @@ def launch(
     parameter: float,
     matrix: torch.Tensor,
     allow_tf32: bool,
+    rounded: bool,
     gradient: torch.Tensor,
     matrix_parts: torch.Tensor,
     sums: torch.Tensor,
@@ -114,6 +134,7 @@ def launch(
     positions, channels = x.shape
     out_channels = len(matrix)
     chosen, repeats, parts = _split(positions, channels, out_channels, dy.element_size())
+    unit = tiles.unit(channels, out_channels, dy.stride(0))
     # Without tensor cores a thread holds whole rows of its operands: fewer of them at a time, in the same parts.
     exact = dy.dtype == torch.float32 and not allow_tf32
     slices = max(1, chosen.positions * chosen.outer // 2048) if exact else 1
@@ -129,18 +150,21 @@ def launch(
         matrix_parts,
         sums,
         positions,
-        channels,
+        channels // unit,
         tiles.readable(x, gradient),
-        out_channels,
-        dy.stride(0),
+        out_channels // unit,
+        dy.stride(0) // unit,
         x.stride(0),
         gradient.stride(0),
         parts,
         repeats * slices,
         eps,
         parameter,
+        UNIT=unit,
+        FLIP=FLIP,
         ACTIVATION=activation,
         PRECISION="tf32" if allow_tf32 else "ieee",
+        ROUNDED=rounded,
         BP=chosen.positions // slices,
         BC=chosen.inner,
         BB=chosen.outer,
@@ -161,6 +185,7 @@ def compute(
     parameter: float,
     matrix: torch.Tensor,
     allow_tf32: bool,
+    rounded: bool,
     gradient: torch.Tensor,
     matrix_parts: torch.Tensor,
     sums: torch.Tensor,
@@ -182,11 +207,11 @@ def compute(
 
 norm_act_matmul_backward = define(
     "norm_act_matmul_backward(Tensor dy, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, "
-    "float eps, int activation, float parameter, Tensor matrix, bool allow_tf32, Tensor(a!) gradient, "
+    "float eps, int activation, float parameter, Tensor matrix, bool allow_tf32, bool rounded, Tensor(a!) gradient, "
     "Tensor(b!) matrix_parts, Tensor(c!) sums) -> ()",
     cuda=launch,
     reference=compute,
 )
-"""dy (P, B), x (P, C), rows `stride(0)` apart; mean, variance, weight, bias (C); matrix (B, C), B at most
-`memopt.ir.MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts),
+"""dy (P, B), `rounded` if that was done to it already, and x (P, C), rows `stride(0)` apart; mean, variance, weight,
+bias (C); matrix (B, C), B at most `memopt.ir.MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts),
 float32, are written, parts being `part_count`."""

@@ -97,4 +97,5 @@ pack_taps = define("pack_taps(Tensor weight, bool allow_tf32, Tensor(a!) taps) -
 
 def unpacked(taps: torch.Tensor, channels: int, out_channels: int) -> torch.Tensor:
     """The weight (K, C, R, 3) of `taps`, for references."""
-    return taps.unflatten(2, (COLUMNS, -1))[:, :channels, :3, :out_channels].permute(3, 1, 0, 2)
+    by_column = taps.view(*taps.shape[:2], COLUMNS, -1)
+    return by_column[:, :channels, :3, :out_channels].permute(3, 1, 0, 2)

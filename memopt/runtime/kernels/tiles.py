@@ -5,6 +5,7 @@ the same on every machine of a kind. Every choice fits the 99 KiB of shared memo
 """
 
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 
@@ -49,6 +50,12 @@ def readable(*matrices: torch.Tensor) -> int:
         if distance % VECTOR or matrix.storage_offset() % distance + wanted > distance:
             return channels
     return wanted
+
+
+def unit(*sizes: int) -> int:
+    """The largest power of two, up to 16, that divides all sizes: a kernel that is handed multiples of it knows that it
+    may move so many channels at once."""
+    return gcd(VECTOR, *sizes)
 
 
 def power_of_two(n: int) -> int:

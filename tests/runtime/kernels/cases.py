@@ -162,6 +162,7 @@ def norm_act_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
         **_normed(m, act, x=m.arena()),
         "constant": m.normal(s.channels),
         "slope": m.normal(s.channels),
+        "round_to_tf32": False,
         "dx": m.empty(s.positions, s.channels, dtype=m.dtype),
     }
 
@@ -174,6 +175,7 @@ def feature_gradient(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
         "mean": m.normal(s.channels) + m.centre,
         "constant": m.normal(s.channels),
         "slope": m.normal(s.channels),
+        "round_to_tf32": False,
         "out": m.empty(s.positions, s.channels, dtype=m.dtype),
     }
 
@@ -200,6 +202,7 @@ def norm_act_matmul_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]
         **_normed(m, act, x=m.arena()),
         "matrix": m.normal(s.out, s.channels),
         "allow_tf32": False,
+        "rounded": False,
         "gradient": m.gradients(),
         "matrix_parts": m.empty(parts, s.out, s.channels),
         "sums": m.empty(2, s.channels, parts),
@@ -272,6 +275,7 @@ def norm_act_conv_backward(m: Maker, act: tuple[int, float], accumulate: bool = 
         "height": height,
         "width": width,
         "allow_tf32": False,
+        "rounded": False,
         "accumulate": accumulate,
         "result": m.gradients() if accumulate else m.empty(s.positions, s.channels, dtype=m.dtype),
         "parts": m.empty(count, *_in_parts(weight)),

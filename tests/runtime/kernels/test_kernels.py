@@ -13,6 +13,7 @@ from memopt.runtime import kernels
 from memopt.runtime.kernels.library import NAMES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
 from memopt.runtime.kernels.pack_taps import packed_size
+from memopt.runtime.kernels.reference import as_operand
 from memopt.runtime.kernels.tiles import readable
 from tests.runtime.kernels.cases import (
     ACTIVATIONS,
@@ -110,6 +111,28 @@ def test_tf32_rounds_to_nearest(name: str, shape: Shape) -> None:
     assert_close(actual, expected, 1e-4)
 
 
+@pytest.mark.parametrize(("name", "written"), [("norm_act_backward", "dx"), ("feature_gradient", "out")])
+def test_operands_are_rounded_where_they_are_made(name: str, written: str) -> None:
+    actual, expected = make(name, SHAPES[3]), make(name, SHAPES[3])
+    for arguments in (actual, expected):
+        arguments["round_to_tf32"] = True
+    launcher(name)(*actual.values())
+    reference(name)(*expected.values())
+    assert_close(actual, expected, 1e-4)
+    assert not (actual[written].view(torch.int32) & 8191).any()
+
+
+@pytest.mark.parametrize("name", ["norm_act_matmul_backward", "norm_act_conv_backward"])
+def test_a_rounded_gradient_is_not_rounded_again(name: str) -> None:
+    first, second = make(name, SHAPES[3]), make(name, SHAPES[3])
+    given = next(iter(first))
+    for arguments, rounded in ((first, False), (second, True)):
+        arguments["allow_tf32"], arguments["rounded"] = True, rounded
+        arguments[given] = as_operand(arguments[given], True)
+        launcher(name)(*arguments.values())
+    assert_close(first, second, 0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_optional_arguments(name: str) -> None:
     shape = Shape(40, 9, 20, 16)
@@ -174,7 +197,7 @@ def test_a_convolution_is_torch_s() -> None:
     launcher("norm_act_conv")(x, *norm, taps, bias.to(DEVICE), height, width, False, y, None)
     count = conv_part_count(130, 44, 12, 4)
     parts, sums = torch.empty(count, 3, 64, 44, device=DEVICE), torch.empty(2, 44, count, device=DEVICE)
-    launcher("norm_act_conv_backward")(g, x, *norm, taps, height, width, False, False, d, parts, sums)
+    launcher("norm_act_conv_backward")(g, x, *norm, taps, height, width, False, False, False, d, parts, sums)
     gradient = torch.empty(weight.shape, device=DEVICE)
     launcher("sum_taps")(parts, gradient)
 
