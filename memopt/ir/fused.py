@@ -11,9 +11,9 @@ MAX_MATMUL_CHANNELS = 128
 """Output channels up to which a 1×1 convolution is fused with the norm before it: its backward keeps the weight
 gradient in registers."""
 
-MAX_CONV_CHANNELS = 32
-"""Output channels up to which a convolution of a window of three is fused with the norm before it, for the same reason,
-nine times over."""
+MAX_CONV_CHANNELS = 16
+"""Output channels up to which a convolution of a window of three is fused with the norm before it: with more, cuDNN
+is faster (`tests/bench/search_tiles.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +32,6 @@ from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.tiles import Tiles, cdiv, padded
 
 BYTES_PER_SECOND = 4.2e12
-PROGRAMS = tiles.PROGRAMS
 Shape = tuple[int, ...]
 MATMUL_SHAPES = (
     (524288, 132, 48),
@@ -45,14 +44,7 @@ MATMUL_SHAPES = (
 """Positions, channels read, channels made."""
 CONV_SHAPES = ((524288, 48, 12, 32), (131072, 48, 12, 16), (200704, 128, 32, 56), (12544, 128, 32, 14))
 """The same, and the width and height of an image."""
-FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "outer", "warps", "stages", "programs", "flip", "us")
-
-
-@dataclass(frozen=True)
-class Choice:
-    tiles: Tiles
-    programs: float = 1.0
-    flip: bool = True
+FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "warps", "stages", "programs", "us")
 
 
 @dataclass(frozen=True)
@@ -60,25 +52,22 @@ class Job:
     kernel: str
     shape: Shape
     dtype: torch.dtype
-    choice: Choice
+    tiles: Tiles
 
 
-def choices(kernel: str) -> list[Choice]:
+def choices(kernel: str, out_channels: int) -> list[Tiles]:
+    outer = max(16, tiles.power_of_two(out_channels))
     if kernel in ("norm_act_matmul", "norm_act_conv"):
-        return [Choice(Tiles(p, i, 0, w, s)) for p, i, w, s in product((128, 256), (32, 64), (4, 8), (1, 2, 3, 4))]
-    grid = product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3), (0.5, 1.0), (True, False))
-    conv = kernel == "norm_act_conv_backward"
-    return [Choice(Tiles(p, i, 0, w, s), n, f) for p, i, w, s, n, f in grid if p * i <= 4096 and not (conv and s == 3)]
+        return [Tiles(p, i, outer, w, s) for p, i, w, s in product((128, 256), (32, 64), (4, 8), (1, 2, 3, 4))]
+    grid = product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3), (264, 528, 1056))
+    return [Tiles(p, i, outer, w, s, n) for p, i, w, s, n in grid if p * i <= 4096]
 
 
 def prepare(job: Job, device: str) -> tuple[Any, tuple[Any, ...]]:
     """The kernel's file, and the arguments of a launch with these tiles."""
     positions, channels, out = job.shape[:3]
-    outer = max(16, tiles.power_of_two(out))
-    chosen = Tiles(*astuple(job.choice.tiles)[:2], outer, *astuple(job.choice.tiles)[3:])
-    tiles.PROGRAMS = int(PROGRAMS * job.choice.programs)
+    chosen = job.tiles
     tiles.matmul_forward = tiles.matmul_backward = tiles.conv_forward = tiles.conv_backward = lambda *_: chosen
-    norm_act_matmul_backward.FLIP = norm_act_conv_backward.FLIP = job.choice.flip
     item = job.dtype.itemsize
 
     def matrix(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -102,11 +91,11 @@ def prepare(job: Job, device: str) -> tuple[Any, tuple[Any, ...]]:
     taps, x, width = matrix(*size, dtype=job.dtype), matrix(positions, channels, dtype=job.dtype), job.shape[3]
     if job.kernel == "norm_act_conv":
         slot = matrix(positions, 224, dtype=job.dtype)[:, 96 : 96 + out]
-        rows = norm_act_conv.part_rows(width, channels, out, item)
+        rows = norm_act_conv.part_rows(width, channels, item, True)
         return norm_act_conv, (
             x, *norm, taps, None, width, width, True, slot, matrix(2, out, cdiv(positions, rows)),
         )  # fmt: skip
-    count = norm_act_conv_backward.part_count(positions, channels, out, item)
+    count = norm_act_conv_backward.part_count(positions, channels, item)
     written = (torch.zeros_like(x), matrix(count, 3, size[2], channels), matrix(2, channels, count))
     return norm_act_conv_backward, (y, x, *norm, taps, width, width, True, True, False, *written)
 
@@ -156,14 +145,14 @@ def microseconds(job: Job) -> float | None:
 
 
 def describe(job: Job, time_us: float) -> str:
-    t, c = job.choice.tiles, job.choice
-    return f"{time_us:.0f}:{t.positions},{t.inner},{t.warps},{t.stages},{c.programs},{'f' if c.flip else '-'}"
+    t = job.tiles
+    return f"{time_us:.0f}:{t.positions},{t.inner},{t.warps},{t.stages},{t.programs}"
 
 
 def jobs(kernels: Iterable[str], dtypes: Iterable[torch.dtype]) -> list[list[Job]]:
     """Of every kernel, shape and type, the choices."""
     return [
-        [Job(kernel, shape, dtype, choice) for choice in choices(kernel)]
+        [Job(kernel, shape, dtype, choice) for choice in choices(kernel, shape[2])]
         for dtype in dtypes
         for kernel in kernels
         for shape in (CONV_SHAPES if "conv" in kernel else MATMUL_SHAPES)
@@ -181,7 +170,7 @@ def main() -> None:
     start = time.monotonic()
     groups = jobs(options.kernels, [getattr(torch, name) for name in options.dtypes])
     distinct = {
-        (j.kernel, j.dtype, j.choice.tiles, j.choice.flip, tiles.power_of_two(j.shape[2]), tiles.unit(*j.shape[1:3])): j
+        (j.kernel, j.dtype, replace(j.tiles, programs=0), tiles.unit(*j.shape[1:3])): j
         for group in groups
         for j in group
     }
@@ -199,9 +188,9 @@ def main() -> None:
                     return
                 if (time_us := microseconds(job)) is not None:
                     found.append((time_us, job))
-                    c = job.choice
-                    shape = "x".join(map(str, job.shape))
-                    writer.writerow([job.kernel, job.dtype, shape, *astuple(c.tiles), c.programs, c.flip, time_us])
+                    shape, t = "x".join(map(str, job.shape)), job.tiles
+                    sizes = (t.positions, t.inner, t.warps, t.stages, t.programs)
+                    writer.writerow([job.kernel, job.dtype, shape, *sizes, time_us])
             file.flush()
             found.sort(key=lambda pair: pair[0])
             best = " ".join(describe(job, time_us) for time_us, job in found[:8])

@@ -100,6 +100,14 @@ def test_a_step_never_waits_for_the_device() -> None:
         step()
 
 
+@pytest.fixture
+def _deterministic_rest() -> Iterator[None]:
+    """The stem and the pooling are not memopt's."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        yield
+
+
+@pytest.mark.usefixtures("_deterministic_rest")
 def test_a_step_is_captured_into_a_cuda_graph() -> None:
     eager_step, eager_model = make_step()
     for _ in range(3):

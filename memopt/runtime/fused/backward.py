@@ -220,7 +220,7 @@ class Backward:
     ) -> torch.Tensor:
         assert stage.conv is not None
         taps, _ = self.call.taps(stage, self.parameters)
-        count = norm_act_conv_backward.part_count(len(x), x.shape[1], g.shape[1], taps.element_size())
+        count = norm_act_conv_backward.part_count(len(x), x.shape[1], taps.element_size())
         sums = self._parts(count, x.shape[1])
         window, _, columns = taps.shape
         parts = torch.empty(count, window, columns, x.shape[1], device=x.device)

@@ -110,7 +110,7 @@ class Call:
         """Rows of one partial result of a stage's moments."""
         if stage.conv is None:
             return norm_act_matmul.part_rows(x.shape[1], y.shape[1], y.element_size())
-        return norm_act_conv.part_rows(size[-1], x.shape[1], y.shape[1], y.element_size())
+        return norm_act_conv.part_rows(size[-1], x.shape[1], y.element_size(), self.allow_tf32)
 
     def run(
         self,

@@ -98,17 +98,17 @@ def _kernel(
         tl.store(moments + tl.cast(K, tl.int64) * tile_count + part, tl.sum(distance * distance, 0), mask=k < K)
 
 
-def _tile(width: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
+def _tile(width: int, channels: int, item_bytes: int, allow_tf32: bool) -> tuple[tiles.Tiles, int, int]:
     """Tiles, how many positions each makes, and how many before those it only reads."""
-    chosen = tiles.conv_forward(channels, out_channels, item_bytes)
+    chosen = tiles.conv_forward(channels, item_bytes, allow_tf32)
     if width <= chosen.positions:
         return chosen, chosen.positions // width * width, 0
     return chosen, chosen.positions - 2, 1
 
 
-def part_rows(width: int, channels: int, out_channels: int, item_bytes: int) -> int:
+def part_rows(width: int, channels: int, item_bytes: int, allow_tf32: bool) -> int:
     """Rows of one partial result of the moments."""
-    return _tile(width, channels, out_channels, item_bytes)[1]
+    return _tile(width, channels, item_bytes, allow_tf32)[1]
 
 
 def launch(
@@ -130,7 +130,7 @@ def launch(
 ) -> None:
     """Run the kernel; the arguments are those of the operator."""
     positions, channels = x.shape
-    chosen, step, lead = _tile(width, channels, y.shape[1], taps.element_size())
+    chosen, step, lead = _tile(width, channels, taps.element_size(), allow_tf32)
     count = tiles.cdiv(positions, step)
     unit = tiles.unit(y.shape[1])
     _kernel[(count,)](
@@ -195,7 +195,7 @@ def compute(
     total = F.conv2d(image, matrix, None if taps_bias is None else taps_bias.float(), padding=(len(taps) // 2, 1))
     y.copy_(total.movedim(1, 3).reshape(y.shape))
     if moments is not None:
-        moments.copy_(partial_moments(y, part_rows(width, x.shape[1], y.shape[1], taps.element_size())))
+        moments.copy_(partial_moments(y, part_rows(width, x.shape[1], taps.element_size(), allow_tf32)))
 
 
 norm_act_conv = define(

@@ -42,7 +42,6 @@ def _kernel(
     eps,
     parameter,
     UNIT: tl.constexpr,
-    FLIP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -61,14 +60,9 @@ def _kernel(
     across = j // BK - 1
     inside, taken = c < C, (j < 3 * BK) & (k < K)
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
-    if FLIP:
-        above = tl.zeros((BC, BJ), tl.float32)
-        level = tl.zeros((BC, BJ), tl.float32)
-        below = tl.zeros((BC, BJ), tl.float32)
-    else:
-        above = tl.zeros((BJ, BC), tl.float32)
-        level = tl.zeros((BJ, BC), tl.float32)
-        below = tl.zeros((BJ, BC), tl.float32)
+    above = tl.zeros((BC, BJ), tl.float32)
+    level = tl.zeros((BC, BJ), tl.float32)
+    below = tl.zeros((BC, BJ), tl.float32)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
     i = tl.arange(0, BP)
@@ -99,16 +93,12 @@ def _kernel(
                 gathered = as_operand(gathered, PRECISION)
             matrix = tl.load(taps + window * CP * (4 * BK) + c[None, :] * (4 * BK) + j[:, None])
             dz = tl.dot(gathered, matrix, dz, input_precision=PRECISION)
-            if FLIP:
-                one, other = tl.trans(activated), gathered
-            else:
-                one, other = tl.trans(gathered), activated
             if down < 0:
-                above = tl.dot(one, other, above, input_precision=PRECISION)
+                above = tl.dot(tl.trans(activated), gathered, above, input_precision=PRECISION)
             elif down == 0:
-                level = tl.dot(one, other, level, input_precision=PRECISION)
+                level = tl.dot(tl.trans(activated), gathered, level, input_precision=PRECISION)
             else:
-                below = tl.dot(one, other, below, input_precision=PRECISION)
+                below = tl.dot(tl.trans(activated), gathered, below, input_precision=PRECISION)
         d = tl.where(there, activation_gradient(normalised, dz, ACTIVATION, parameter), 0.0)
         place = result + start * result_stride + (i[:, None] * result_stride + c[None, :])
         if ACCUMULATE:
@@ -117,34 +107,28 @@ def _kernel(
             tl.store(place, d.to(result.dtype.element_ty), mask=there)
         first += tl.sum(d, 0)
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
-    if FLIP:
-        above, level, below = tl.trans(above), tl.trans(level), tl.trans(below)
     own = parts + tl.cast(part, tl.int64) * (WINDOW * BJ) * C + j[:, None] * C + c[None, :]
     if WINDOW == 3:
-        tl.store(own, above, mask=inside[None, :])
-        tl.store(own + BJ * C, level, mask=inside[None, :])
-        tl.store(own + 2 * BJ * C, below, mask=inside[None, :])
+        tl.store(own, tl.trans(above), mask=inside[None, :])
+        tl.store(own + BJ * C, tl.trans(level), mask=inside[None, :])
+        tl.store(own + 2 * BJ * C, tl.trans(below), mask=inside[None, :])
     else:
-        tl.store(own, level, mask=inside[None, :])
+        tl.store(own, tl.trans(level), mask=inside[None, :])
     tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
     tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
 
 
-FLIP = True
-
-
-def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
+def _split(positions: int, channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
     """Tiles, how many of them a program takes, and how many programs share the positions."""
-    chosen = tiles.conv_backward(channels, out_channels, item_bytes)
+    chosen = tiles.conv_backward(channels, item_bytes)
     rows = tiles.cdiv(positions, chosen.positions)
-    wanted = max(1, tiles.cdiv(tiles.PROGRAMS // 2, tiles.cdiv(channels, chosen.inner)))
-    repeats = tiles.cdiv(rows, wanted)
+    repeats = tiles.cdiv(rows, max(1, tiles.cdiv(chosen.programs, tiles.cdiv(channels, chosen.inner))))
     return chosen, repeats, tiles.cdiv(rows, repeats)
 
 
-def part_count(positions: int, channels: int, out_channels: int, item_bytes: int) -> int:
+def part_count(positions: int, channels: int, item_bytes: int) -> int:
     """Parts of the sums and of the weight gradient."""
-    return _split(positions, channels, out_channels, item_bytes)[2]
+    return _split(positions, channels, item_bytes)[2]
 
 
 def launch(
@@ -169,7 +153,8 @@ def launch(
 ) -> None:
     """Run the kernel; the arguments are those of the operator."""
     positions, channels = x.shape
-    chosen, repeats, count = _split(positions, channels, g.shape[1], taps.element_size())
+    chosen, repeats, count = _split(positions, channels, taps.element_size())
+    chosen = tiles.for_device(chosen, g.device)
     unit = tiles.unit(g.shape[1], g.stride(0))
     _kernel[(tiles.cdiv(channels, chosen.inner), count)](
         g,
@@ -197,7 +182,6 @@ def launch(
         eps,
         parameter,
         UNIT=unit,
-        FLIP=FLIP,
         ACTIVATION=activation,
         ACCUMULATE=accumulate,
         PRECISION="tf32" if allow_tf32 else "ieee",
@@ -244,7 +228,7 @@ def compute(
         result += d * (weight.float() * torch.rsqrt(variance + eps))
     else:
         result.copy_(d)
-    chosen, repeats, _ = _split(len(x), channels, out_channels, taps.element_size())
+    chosen, repeats, _ = _split(len(x), channels, taps.element_size())
     rows = chosen.positions * repeats
     for kind, values in enumerate((d, d * (x.float() - mean))):
         sums[kind].copy_(torch.stack([part.sum(0) for part in values.split(rows)], 1))
@@ -266,6 +250,6 @@ norm_act_conv_backward = define(
     cuda=launch,
     reference=compute,
 )
-"""g (P, K), `rounded` if that was done to it already, and x (P, C), rows `stride(0)` apart, of images of height × width; mean, variance, weight, bias (C); taps as
-`pack_taps` writes them. result (P, C) is d, or float32 and added to with `accumulate`; parts (part_count, R, 4 · K',
-C) and sums (2, C, part_count) are written."""
+"""g (P, K), `rounded` if that was done to it already, and x (P, C), rows `stride(0)` apart, of images of
+height × width; mean, variance, weight, bias (C); taps as `pack_taps` writes them. result (P, C) is d, or float32 and
+added to with `accumulate`; parts (part_count, R, 4 · K', C) and sums (2, C, part_count) are written."""

@@ -100,6 +100,8 @@ def launch(
     positions, channels = x.shape
     out_channels = len(matrix)
     chosen = tiles.matmul_forward(channels, out_channels, y.element_size())
+    if y.dtype != torch.float32 or allow_tf32:
+        chosen = tiles.for_device(chosen, y.device)
     unit = tiles.unit(channels, out_channels, y.stride(0))
     row_tiles = tiles.cdiv(positions, chosen.positions)
     _kernel[(row_tiles, tiles.cdiv(out_channels, chosen.outer))](

@@ -36,10 +36,10 @@ def _kernel(
     eps,
     parameter,
     UNIT: tl.constexpr,
-    FLIP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUNDED: tl.constexpr,
+    TURNED: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
     BB: tl.constexpr,
@@ -52,10 +52,7 @@ def _kernel(
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
     w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
     w = as_operand(w.to(dy.dtype.element_ty), PRECISION)
-    if FLIP:
-        total = tl.zeros((BC, BB), tl.float32)
-    else:
-        total = tl.zeros((BB, BC), tl.float32)
+    total = tl.zeros((BC, BB) if TURNED else (BB, BC), tl.float32)
     first = tl.zeros((BC,), tl.float32)
     second = tl.zeros((BC,), tl.float32)
     i = tl.arange(0, BP)[:, None]
@@ -79,21 +76,18 @@ def _kernel(
         tl.store(place, before + d * scale[None, :], mask=touched)
         activated = tl.where(there, activate(normalised, ACTIVATION, parameter), 0.0)
         activated = as_operand(activated.to(dy.dtype.element_ty), PRECISION)
-        if FLIP:
+        if TURNED:
             total = tl.dot(tl.trans(activated), g, total, input_precision=PRECISION)
         else:
             total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
         first += tl.sum(d, 0)
         second += tl.sum(tl.where(there, d * distance, 0.0), 0)
     parts = matrix_parts + tl.cast(part, tl.int64) * B * C
-    if FLIP:
+    if TURNED:
         total = tl.trans(total)
     tl.store(parts + b[:, None] * C + c[None, :], total, mask=columns[:, None] & inside[None, :])
     tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
     tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
-
-
-FLIP = True
 
 
 def _split(positions: int, channels: int, out_channels: int, item_bytes: int) -> tuple[tiles.Tiles, int, int]:
@@ -103,8 +97,7 @@ def _split(positions: int, channels: int, out_channels: int, item_bytes: int) ->
     """
     chosen = tiles.matmul_backward(channels, out_channels, item_bytes)
     rows = tiles.cdiv(positions, chosen.positions)
-    wanted = max(1, tiles.cdiv(tiles.PROGRAMS // 2, tiles.cdiv(channels, chosen.inner)))
-    repeats = tiles.cdiv(rows, wanted)
+    repeats = tiles.cdiv(rows, max(1, tiles.cdiv(chosen.programs, tiles.cdiv(channels, chosen.inner))))
     return chosen, repeats, tiles.cdiv(rows, repeats)
 
 
@@ -138,6 +131,10 @@ def launch(
     # Without tensor cores a thread holds whole rows of its operands: fewer of them at a time, in the same parts.
     exact = dy.dtype == torch.float32 and not allow_tf32
     slices = max(1, chosen.positions * chosen.outer // 2048) if exact else 1
+    if not exact:
+        chosen = tiles.for_device(chosen, dy.device)
+    # On sm_90 so few channels first keep Triton from the instructions that need float32 transposed in shared memory.
+    turned = not exact and tiles.capability(dy.device)[0] == 9
     _kernel[(tiles.cdiv(channels, chosen.inner), parts)](
         dy,
         x,
@@ -161,10 +158,10 @@ def launch(
         eps,
         parameter,
         UNIT=unit,
-        FLIP=FLIP,
         ACTIVATION=activation,
         PRECISION="tf32" if allow_tf32 else "ieee",
         ROUNDED=rounded,
+        TURNED=turned,
         BP=chosen.positions // slices,
         BC=chosen.inner,
         BB=chosen.outer,
@@ -213,5 +210,5 @@ norm_act_matmul_backward = define(
     reference=compute,
 )
 """dy (P, B), `rounded` if that was done to it already, and x (P, C), rows `stride(0)` apart; mean, variance, weight,
-bias (C); matrix (B, C), B at most `memopt.ir.MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts (parts, B, C) and sums (2, C, parts),
-float32, are written, parts being `part_count`."""
+bias (C); matrix (B, C), B at most `memopt.ir.MAX_MATMUL_CHANNELS`. gradient (P, C) float32 is added to; matrix_parts
+(parts, B, C) and sums (2, C, parts), float32, are written, parts being `part_count`."""

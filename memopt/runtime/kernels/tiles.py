@@ -1,10 +1,12 @@
 """Tile sizes: how many positions and channels a program takes at a time.
 
 Chosen by rule, not by timing on the user's machine, so that the first step compiles each kernel once, and results are
-the same on every machine of a kind. Every choice fits the 99 KiB of shared memory of sm_86 and sm_89.
+the same on every machine of a kind. Every choice fits the 99 KiB of shared memory of sm_86 and sm_89,
+but for some of sm_90. Measured on an H200 by `tests/bench/search_tiles.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import gcd
 
 import torch
@@ -20,6 +22,9 @@ class Tiles:
         outer: output channels at a time (of a matmul).
         warps: warps of a program.
         stages: loads in flight.
+        programs: how many share the positions, of a kernel that also sums over them.
+        hopper: warps and stages instead on sm_90, whose matmuls read their operands from shared memory and leave more
+            registers.
     """
 
     positions: int
@@ -27,8 +32,12 @@ class Tiles:
     outer: int
     warps: int
     stages: int
+    programs: int = 0
+    hopper: tuple[int, int] | None = None
 
 
+PROGRAMS = 1056
+"""Programs that a reduction is split into: a few for each multiprocessor of a large card."""
 VECTOR = 16
 """Triton loads several channels at once where it knows that 16 divides their number, and the distance of rows."""
 
@@ -71,28 +80,48 @@ def cdiv(a: int, b: int) -> int:
 def matmul_forward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
     """norm_act_matmul: rows × out_channels accumulators, the rows' channels normalised as they pass."""
     outer = max(16, min(128, power_of_two(out_channels)))
-    # The matrix waits in shared memory as it is stored, in float32 also where the rows are half as wide.
-    inner = 64 if item_bytes == 2 and outer <= 32 else 32
-    inner = max(16, min(inner, power_of_two(channels)))
-    return Tiles(128, inner, outer, 8 if outer > 64 else 4, 3 if item_bytes == 4 else 4)
+    inner = max(16, min(32, power_of_two(channels)))
+    rows = 256 if item_bytes == 2 and outer <= 64 else 128
+    return Tiles(rows, inner, outer, 8 if outer > 64 else 4, 3, hopper=(4, 3))
 
 
 def matmul_backward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
     """norm_act_matmul_backward: inner × out_channels accumulators of the weight gradient."""
     outer = max(16, power_of_two(out_channels))
-    inner = max(16, min(64 if item_bytes == 2 else 32, power_of_two(channels)))
-    # Fewer warps would keep more than 255 numbers a thread, and the rest in memory.
-    return Tiles(64, inner, outer, 8 if outer * inner >= 1024 else 4, 2)
+    if item_bytes == 2:
+        inner = max(16, min(64, power_of_two(channels)))
+        return Tiles(32, inner, outer, 8 if outer * inner >= 1024 else 4, 2, PROGRAMS // 4, hopper=(4, 3))
+    inner = max(16, min(32, power_of_two(channels)))
+    hopper = (8, 3) if outer > 64 else (4, 3)
+    return Tiles(64, inner, outer, 8 if outer * inner >= 1024 else 4, 2, PROGRAMS // 2, hopper)
 
 
-def conv_forward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
+def conv_forward(channels: int, item_bytes: int, allow_tf32: bool) -> Tiles:
     """norm_act_conv: rows × out_channels accumulators, three times."""
-    return Tiles(128, min(32, max(16, power_of_two(channels))), power_of_two(out_channels), 4, 2)
+    if item_bytes == 4 and not allow_tf32:  # a thread holds whole rows
+        return Tiles(64, 16, 0, 8, 1)
+    return Tiles(256, max(16, min(32, power_of_two(channels))), 0, 4, 1)
 
 
-def conv_backward(channels: int, out_channels: int, item_bytes: int) -> Tiles:
+def conv_backward(channels: int, item_bytes: int) -> Tiles:
     """norm_act_conv_backward: inner × 4 · out_channels accumulators of the weight gradient, three times."""
-    return Tiles(64, 32, power_of_two(out_channels), 4, 1)
+    if item_bytes == 2 and channels > 32:
+        return Tiles(32, 64, 0, 8, 2, PROGRAMS // 4, hopper=(4, 2))
+    return Tiles(32, 32, 0, 4, 2, PROGRAMS // 4)
+
+
+def for_device(chosen: Tiles, device: torch.device) -> Tiles:
+    """The same tiles with the warps and stages that suit a GPU."""
+    if chosen.hopper is None or capability(device)[0] != 9:
+        return chosen
+    warps, stages = chosen.hopper
+    return replace(chosen, warps=warps, stages=stages)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; (0, 0) of anything else."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def elementwise(channels: int) -> Tiles:
@@ -111,7 +140,3 @@ def reduction(channels: int, positions: int) -> tuple[Tiles, int]:
     columns = cdiv(channels, tiles.inner)
     programs = max(1, PROGRAMS // columns)
     return tiles, max(1, cdiv(rows, programs))
-
-
-PROGRAMS = 1056
-"""Programs that a reduction is split into: a few for each multiprocessor of a large card."""

@@ -58,7 +58,10 @@ ACTIVATIONS = {
 class Maker:
     """Random tensors from a seed of its own."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: str, centre: float) -> None:
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, device: str, centre: float = 0.0, allow_tf32: bool = False
+    ) -> None:
+        self.allow_tf32 = allow_tf32
         self.shape, self.dtype, self.device = shape, dtype, device
         self.generator = torch.Generator().manual_seed(zlib.crc32(repr((shape, str(dtype))).encode()))
         self.centre = centre
@@ -187,7 +190,7 @@ def norm_act_matmul(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
         **_normed(m, act, x=m.arena()),
         "matrix": m.normal(s.out, s.channels),
         "matrix_bias": m.normal(s.out),
-        "allow_tf32": False,
+        "allow_tf32": m.allow_tf32,
         "y": m.empty(s.positions, s.out, dtype=m.dtype),
         "moments": m.empty(2, s.out, parts),
     }
@@ -201,7 +204,7 @@ def norm_act_matmul_backward(m: Maker, act: tuple[int, float]) -> dict[str, Any]
         "dy": dy,
         **_normed(m, act, x=m.arena()),
         "matrix": m.normal(s.out, s.channels),
-        "allow_tf32": False,
+        "allow_tf32": m.allow_tf32,
         "rounded": False,
         "gradient": m.gradients(),
         "matrix_parts": m.empty(parts, s.out, s.channels),
@@ -228,11 +231,11 @@ def pack_taps(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     _, _, weight = _conv(m)
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
-    return {"weight": weight, "allow_tf32": False, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
+    return {"weight": weight, "allow_tf32": m.allow_tf32, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
 
 
 def _packed(m: Maker, weight: torch.Tensor) -> torch.Tensor:
-    arguments = {"weight": weight, "allow_tf32": False, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
+    arguments = {"weight": weight, "allow_tf32": m.allow_tf32, "taps": m.empty(*packed_size(weight), dtype=m.dtype)}
     if m.device != "meta":
         pack_taps_module.compute(**arguments)
     return arguments["taps"]
@@ -251,14 +254,14 @@ def _in_parts(weight: torch.Tensor) -> tuple[int, int, int]:
 def norm_act_conv(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     s = m.shape
     out, (height, width), weight = _conv(m)
-    parts = cdiv(s.positions, conv_module.part_rows(width, s.channels, out, m.dtype.itemsize))
+    parts = cdiv(s.positions, conv_module.part_rows(width, s.channels, m.dtype.itemsize, m.allow_tf32))
     return {
         **_normed(m, act, x=m.arena()),
         "taps": _packed(m, weight),
         "taps_bias": m.normal(out),
         "height": height,
         "width": width,
-        "allow_tf32": False,
+        "allow_tf32": m.allow_tf32,
         "y": m.empty(s.positions, out, dtype=m.dtype),
         "moments": m.empty(2, out, parts),
     }
@@ -267,14 +270,14 @@ def norm_act_conv(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
 def norm_act_conv_backward(m: Maker, act: tuple[int, float], accumulate: bool = False) -> dict[str, Any]:
     s = m.shape
     out, (height, width), weight = _conv(m)
-    count = conv_backward_module.part_count(s.positions, s.channels, out, m.dtype.itemsize)
+    count = conv_backward_module.part_count(s.positions, s.channels, m.dtype.itemsize)
     return {
         "g": m.rows(out),
         **_normed(m, act, x=m.arena()),
         "taps": _packed(m, weight),
         "height": height,
         "width": width,
-        "allow_tf32": False,
+        "allow_tf32": m.allow_tf32,
         "rounded": False,
         "accumulate": accumulate,
         "result": m.gradients() if accumulate else m.empty(s.positions, s.channels, dtype=m.dtype),

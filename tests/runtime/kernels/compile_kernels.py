@@ -21,11 +21,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from memopt.ir import MAX_MATMUL_CHANNELS
+from memopt.ir import MAX_CONV_CHANNELS, MAX_MATMUL_CHANNELS
+from memopt.runtime.kernels import tiles
 from tests.runtime.kernels.cases import ACTIVATIONS, CASES, Maker, Shape
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
-MATMULS = ("norm_act_matmul", "norm_act_matmul_backward")
+MATMULS = ("norm_act_matmul", "norm_act_matmul_backward", "norm_act_conv", "norm_act_conv_backward")
 POSITIONS = 128 * 32 * 32
 """So many that every loop over tiles of positions stays a loop."""
 SIZES = tuple(1 << power for power in range(11))
@@ -62,6 +63,10 @@ class Result:
     shared: int | None = None
     registers: int | None = None
     spilled: int | None = None
+
+
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that a program may have."""
 
 
 class Sizes(Maker):
@@ -101,9 +106,9 @@ class Driver:
 def record(choice: Choice) -> tuple[Any, Recorder]:
     """The kernel, and what `launch` would launch."""
     module = importlib.import_module(f"memopt.runtime.kernels.{choice.name}")
-    arguments = CASES[choice.name](Sizes(choice.shape, choice.dtype, "meta", 0.0), ACTIVATIONS[choice.activation])
-    if "allow_tf32" in arguments:
-        arguments["allow_tf32"] = choice.tf32
+    arguments = CASES[choice.name](
+        Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32), ACTIVATIONS[choice.activation]
+    )
     if choice.parts is not None:
         arguments[PARTS[choice.name]] = torch.empty(2, choice.shape.channels, choice.parts, device="meta")
     if not choice.everything:
@@ -120,6 +125,7 @@ def record(choice: Choice) -> tuple[Any, Recorder]:
 
 def compile_for(choice: Choice, target: int) -> Result:
     """Compile what a launch would: `warmup` does all of it but load and run."""
+    tiles.capability = lambda device: divmod(target, 10)
     kernel, recorder = record(choice)
     result = Result(choice.name, str(choice.dtype), target, str(choice.shape), recorder.kwargs)
     triton.runtime.driver.set_active(Driver(target))
@@ -151,7 +157,8 @@ def distinct(choices: Iterable[Choice]) -> list[Choice]:
     for choice in choices:
         _, recorder = record(choice)
         types = [value.dtype if isinstance(value, torch.Tensor) else type(value) for value in recorder.args]
-        found[repr((choice.name, types, recorder.kwargs))] = choice
+        tile = {key: value for key, value in recorder.kwargs.items() if key != "UNIT"}
+        found[repr((choice.name, types, tile))] = choice
     return list(found.values())
 
 
@@ -159,7 +166,8 @@ def tile_choices(name: str, dtype: torch.dtype, tf32: bool = True) -> list[Choic
     """Every choice of tiles there is for one kernel and type."""
     if name in PARTS:
         return distinct(Choice(name, dtype, Shape(POSITIONS, 64, 64, 1), parts=parts) for parts in SIZES)
-    outs = [out for out in SIZES if name == "norm_act_matmul" or out <= MAX_MATMUL_CHANNELS]
+    most = MAX_CONV_CHANNELS if "conv" in name else MAX_MATMUL_CHANNELS
+    outs = [out for out in SIZES if name == "norm_act_matmul" or out <= most]
     pairs = product(SIZES, outs if name in MATMULS else [1])
     return distinct(Choice(name, dtype, Shape(POSITIONS, channels, 2 * channels, out), tf32) for channels, out in pairs)
 
