@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from memopt.capture import Captured, capture
-from memopt.config import Config
+from memopt.config import Config, Numerics
 from memopt.errors import CaptureError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
 from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
@@ -29,6 +29,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NOT_RUN_YET = "The rewritten forward has not run yet."
 
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
+
+_AUTO_NOTE = (
+    'On a GPU "auto" runs dense blocks on fused kernels, which need less memory: that is what is predicted. '
+    "--numerics exact predicts what is measured here."
+)
 
 
 def apply(
@@ -159,10 +164,13 @@ def compare(
         CaptureError: forward cannot be recorded.
     """
     chosen = replace(config or Config(), verify=False)  # the comparison is the verification
-    return measure_comparison(
+    # The prediction is for a GPU, where "auto" means fused kernels, also if this machine has none.
+    on_target = replace(chosen, numerics="fast") if chosen.numerics == "auto" else chosen
+    result = measure_comparison(
         make_model,
         _as_tuple(example_inputs),
         apply=lambda model, inputs: apply(model, inputs, config=chosen),
+        apply_on_target=lambda model: apply(model, config=on_target),
         remove=remove,
         explain=explain,
         device=device,
@@ -170,6 +178,9 @@ def compare(
         measure=measure,
         on_stage=on_stage,
     )
+    if chosen.numerics == "auto" and result.device != "cuda" and result.predicted_after is not None:
+        return replace(result, notes=(*result.notes, _AUTO_NOTE))
+    return result
 
 
 def _as_tuple(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:
@@ -198,12 +209,11 @@ def _require_module(model: object) -> None:
 
 def _builder(config: Config) -> Callable[..., RewrittenForward]:
     level: Level = "concat" if config.recompute == "concat" else "layer"
-    fast = config.numerics == "fast"
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        return _rewrite_forward(model, plain, args, kwargs, level, fast)
+        return _rewrite_forward(model, plain, args, kwargs, level, config.numerics)
 
     return build
 
@@ -214,13 +224,13 @@ def _rewrite_forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     level: Level,
-    fast: bool,
+    numerics: Numerics,
 ) -> RewrittenForward:
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found) for group in groups]
-    fused = [_fused(group, draft, level) if fast else None for group, draft in zip(groups, drafts, strict=True)]
+    fused = [_fused(group, draft, level, numerics) for group, draft in zip(groups, drafts, strict=True)]
     explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
     if not groups:
         return RewrittenForward(None, None, explanation)
@@ -233,9 +243,12 @@ def _rewrite_forward(
     return RewrittenForward(spliced.function, captured.output_spec, explanation)
 
 
-def _fused(group: Group, draft: RegionDraft, level: Level) -> FusedPlan | str:
-    """A region's plan on fused kernels, or the reason why there is none."""
-    reason = unsupported(group.nodes[0].meta["val"].device)
+def _fused(group: Group, draft: RegionDraft, level: Level, numerics: Numerics) -> FusedPlan | str | None:
+    """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
+    device = group.nodes[0].meta["val"].device
+    if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
+        return None
+    reason = unsupported(device)
     return plan_fused(draft, level) if reason is None else reason
 
 

@@ -14,10 +14,11 @@ class Config:
     """How `memopt.apply` rewrites a model.
 
     Args:
-        numerics: "exact" uses the kernels of eager in eager's order and is bit-identical to it; "auto" (the
-            default) is "exact" today. "fast" runs dense blocks on fused kernels: compiled by Triton on CUDA, plain
-            torch elsewhere (to try it out; nothing is faster there). Its numbers differ from eager's by rounding.
-            What it cannot run is run exactly, with the reason in `explain`.
+        numerics: "exact" uses the kernels of eager in eager's order and is bit-identical to it. "fast" runs dense
+            blocks on fused kernels: compiled by Triton on CUDA, plain torch elsewhere (to try it out; nothing is
+            faster there). Its numbers differ from eager's by rounding, by no more than eager's own error. What it
+            cannot run is run exactly, with the reason in `explain`. "auto" (the default) is "fast" on CUDA and
+            "exact" elsewhere.
         recompute: "concat" recomputes concat → norm → activation in backward and keeps each layer's bottleneck
             output; "layer" keeps only the features and recomputes the bottleneck convolution too. "auto" (the
             default) is "layer".

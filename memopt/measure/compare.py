@@ -85,6 +85,7 @@ def compare(
     apply: Apply,
     remove: ModelFunction,
     explain: Explain,
+    apply_on_target: ModelFunction | None = None,
     device: torch.device | None = None,
     amp: torch.dtype | None = None,
     measure: bool = True,
@@ -104,6 +105,7 @@ def compare(
             given None. Returns the model.
         remove: takes memopt off again.
         explain: what memopt did with a model.
+        apply_on_target: puts memopt on a model as it would be on `target`; None: as here.
         device: where to check and to measure; None for the GPU if torch has one, else the CPU.
         amp: autocast dtype or None.
         measure: run and measure real training steps too; False predicts only.
@@ -119,15 +121,16 @@ def compare(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subject = _Subject(make_model, inputs, device, amp)
-    variants = (_Variant("before", leave, leave), _Variant("after", lambda model: apply(model, None), remove))
+    before, after = _Variant("before", leave, leave), _Variant("after", lambda model: apply(model, None), remove)
+    predicted = after if apply_on_target is None else replace(after, apply=apply_on_target)
     on_stage("checking that the numbers stay the same")
     result = _checked(subject, apply, explain, check_steps, target)
     if not result.equivalence.passed:
         return result
-    for variant in variants:
+    for variant in (before, predicted):
         on_stage(f"predicting {target.name} memory {variant.when}")
         result = _with_prediction(result, subject, variant)
-    for variant in variants if measure else ():
+    for variant in (before, after) if measure else ():
         on_stage(f"measuring training steps {variant.when}")
         result = _with_measurement(result, subject, variant, warmup, steps)
     left = (

@@ -52,11 +52,10 @@ def _step_table(title: str, rows: list[Row]) -> str:
     ]
     for row in rows:
         memory, gpu = "activation_peak_bytes", "gpu_seconds"
-        reserved = float(row["peak_reserved_bytes"]) / float(row["peak_allocated_bytes"])
         lines.append(
-            f"| {row['variant']} | {_mib(row[memory])} | {float(row[memory]) / float(naive[memory]):.3f} "
-            f"| {_mib(row['predicted_bytes'])} | {reserved:.2f} | {_milliseconds(row[gpu])} "
-            f"| {float(row[gpu]) / float(naive[gpu]):.3f} | {_milliseconds(row['step_seconds'])} |"
+            f"| {row['variant']} | {_mib(row[memory])} | {_ratio(row[memory], naive[memory], 3)} "
+            f"| {_mib(row['predicted_bytes'])} | {_ratio(row['peak_reserved_bytes'], row['peak_allocated_bytes'], 2)} "
+            f"| {_milliseconds(row[gpu])} | {_ratio(row[gpu], naive[gpu], 3)} | {_milliseconds(row['step_seconds'])} |"
         )
     return "\n".join(lines)
 
@@ -92,6 +91,10 @@ def _depth(row: Row) -> str:
 def _provenance(rows: list[Row]) -> str:
     values = sorted({f"{r['gpu']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in rows})
     return "; ".join(values)
+
+
+def _ratio(one: str, other: str, digits: int) -> str:
+    return f"{float(one) / float(other):.{digits}f}" if one else "—"
 
 
 def _mib(size_bytes: str) -> str:

@@ -5,12 +5,17 @@
 Every row is measured in this process from a cleaned state, naive first. The run stops by itself before `--seconds`
 and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time and the count of GPU
 kernels in one profiled step, `step_seconds` the median of the steps in a plain loop; `predicted_bytes` is the
-activation peak predicted without a GPU for the same step.
+activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out and
+filled in elsewhere:
+
+    PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --no-prediction
+    PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --only-prediction
 """
 
 import argparse
 import csv
 import datetime
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -51,9 +56,11 @@ class Work:
 OURS = ("memopt exact concat", "memopt exact layer", "memopt fast concat", "memopt fast layer")
 COMPILED = ("torch.compile", "torch.compile reduce-overhead", "torch.compile memory budget 0")
 ALL = ("naive", *OURS, "checkpointed", *COMPILED)
+GRAPHED = "memopt fast layer, CUDA graph"
+"""The whole step captured once and replayed: its time alone, since a graph keeps memory of its own."""
 DEPTHS = (40, 100, 196, 400)
 TABLES: dict[str, Work] = {
-    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), ALL),
+    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED)),
     "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, "naive channels-last, cudnn.benchmark")),
     "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), (*ALL, "torchvision memory_efficient")),
     "densenet121-64-bf16": Work(
@@ -82,6 +89,7 @@ def _memopt(numerics: str, level: str) -> Change:
 VARIANTS: dict[str, Change] = {
     "naive": lambda model: model,
     **{f"memopt {n} {level}": _memopt(n, level) for n in ("exact", "fast") for level in ("concat", "layer")},
+    GRAPHED: _memopt("fast", "layer"),
     "checkpointed": rivals.checkpointed,
     "torch.compile": lambda model: torch.compile(model),
     "torch.compile reduce-overhead": lambda model: torch.compile(model, mode="reduce-overhead"),
@@ -108,13 +116,17 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             return change(laid_out(work.make().to(DEVICE), channels_last))
 
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
+        if name == GRAPHED:
+            seconds = _replayed(make, inputs, work.amp)
+            yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, "step_seconds": seconds, **provenance()}
+            continue
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
         gpu_seconds, kernels = _profiled(make, inputs, work.amp)
         torch._dynamo.reset()
         yield {
             "table": table,
             "variant": name,
-            "predicted_bytes": _predicted(work, change) if is_ours or name == "naive" else None,
+            "predicted_bytes": None,
             **{field: getattr(figures, field) for field in FIELDS if hasattr(figures, field)},
             "gpu_seconds": gpu_seconds,
             "kernels": kernels,
@@ -127,14 +139,57 @@ def laid_out(thing: Any, channels_last: bool) -> Any:
     return thing.to(memory_format=torch.channels_last) if channels_last else thing
 
 
-def _predicted(work: Work, change: Change) -> int | None:
+def fill_in(path: Path, tables: list[str]) -> None:
+    """Predict for the rows of a file that have no prediction. Needs no GPU, but the code that they speak of."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["table"] in tables and not row["predicted_bytes"]:
+            row["predicted_bytes"] = predicted(row) or ""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def predicted(row: dict[str, Any]) -> int | None:
+    """Activation peak of a row's step, without a GPU; None for rivals."""
+    name, work = row["variant"], TABLES[row["table"]]
+    if name == GRAPHED or not name.startswith(("naive", "memopt")) or "cudnn" in name:
+        return None
     inputs = (laid_out(torch.empty(work.shape), work.channels_last),)
 
     def make() -> nn.Module:
         model: nn.Module = laid_out(work.make(), work.channels_last)
         return model
 
-    return predict_step(make, inputs, amp=work.amp, apply=change).activation_peak_bytes
+    return predict_step(make, inputs, amp=work.amp, apply=VARIANTS[name]).activation_peak_bytes
+
+
+def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None) -> float:
+    """Median seconds of a step replayed from a CUDA graph."""
+    with seeded(0, DEVICE):
+        step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(4):
+                step.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step.run()
+    seconds = []
+    for _ in range(20):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) * 1e-3)
+    del graph, step
+    clean(DEVICE)
+    return statistics.median(seconds)
 
 
 def _profiled(
@@ -179,7 +234,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=520.0)
     parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
+    prediction = parser.add_mutually_exclusive_group()
+    prediction.add_argument("--no-prediction", action="store_true", help="measure only")
+    prediction.add_argument("--only-prediction", action="store_true", help="fill in what rows lack")
     options = parser.parse_args()
+    if options.only_prediction:
+        fill_in(options.out, options.tables)
+        return
     deadline = time.monotonic() + options.seconds
     new = not options.out.exists()
     with options.out.open("a", newline="") as file:
@@ -188,6 +249,8 @@ def main() -> None:
             writer.writeheader()
         for table in options.tables:
             for row in rows(table, options.variants, deadline):
+                if not options.no_prediction:
+                    row["predicted_bytes"] = predicted(row)
                 if options.commit:
                     row["commit"] = options.commit
                 writer.writerow(row)
@@ -203,7 +266,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['table']:20s} {row['variant']:20s} activation {mib('activation_peak_bytes'):>6s} MiB "
         f"(predicted {mib('predicted_bytes'):>6s})  allocated {mib('peak_allocated_bytes'):>6s}  "
         f"reserved {mib('peak_reserved_bytes'):>6s}  wall {(row['step_seconds'] or 0) * 1e3:7.1f} ms  "
-        f"gpu {row['gpu_seconds'] * 1e3:7.1f} ms  {row['kernels']} kernels"
+        f"gpu {(row['gpu_seconds'] or 0) * 1e3:7.1f} ms  {row['kernels']} kernels"
     )
 
 

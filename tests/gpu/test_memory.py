@@ -18,7 +18,7 @@ INPUTS = (torch.zeros(64, 3, 32, 32).normal_(generator=torch.Generator().manual_
 
 
 def _applied(level: str) -> nn.Module:
-    return memopt.apply(bc.DenseNet(), config=memopt.Config(recompute=level))
+    return memopt.apply(bc.DenseNet(), config=memopt.Config(numerics="exact", recompute=level))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def test_activation_peak_and_reserved(naive: StepFigures, level: str, ratio: flo
 def test_prediction_agrees_with_measurement(level: str | None) -> None:
     make = bc.DenseNet if level is None else partial(_applied, level)
     measured = measure_step(make, INPUTS, torch.device("cuda"), steps=1).activation_peak_bytes
-    apply = (lambda m: m) if level is None else (lambda m: memopt.apply(m, config=memopt.Config(recompute=level)))
+    config = memopt.Config(numerics="exact", recompute=level or "auto")
+    apply = (lambda m: m) if level is None else (lambda m: memopt.apply(m, config=config))
     predicted = predict_step(bc.DenseNet, INPUTS, apply=apply).activation_peak_bytes
 
     assert measured
@@ -77,7 +78,7 @@ def test_out_of_memory_in_the_middle_leaves_nothing_behind() -> None:
 def test_a_step_is_captured_into_a_cuda_graph() -> None:
     def trained(captured: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        model = memopt.apply(bc.DenseNet(depth=22).cuda())
+        model = memopt.apply(bc.DenseNet(depth=22).cuda(), config=memopt.Config(numerics="exact"))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         x = torch.randn(8, 3, 32, 32, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
 
@@ -105,6 +106,6 @@ def test_a_step_is_captured_into_a_cuda_graph() -> None:
         torch.cuda.synchronize()
         return [p.detach().clone() for p in model.parameters()] + [b.clone() for b in model.buffers()]
 
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         pairs = zip(trained(captured=False), trained(captured=True), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
