@@ -137,7 +137,7 @@ def reasons(model: nn.Module) -> str:
 def total(outputs: Any) -> torch.Tensor:
     """A loss that weighs every element of every output differently."""
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-    losses = [(leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape).to(leaf.dtype)).sum() for leaf in leaves]
+    losses = [(leaf * torch.linspace(0.5, 1.5, leaf.numel()).view(leaf.shape).to(leaf)).sum() for leaf in leaves]
     return torch.stack([loss.double() for loss in losses]).sum()
 
 

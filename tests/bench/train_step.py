@@ -58,10 +58,12 @@ COMPILED = ("torch.compile", "torch.compile reduce-overhead", "torch.compile mem
 ALL = ("naive", *OURS, "checkpointed", *COMPILED)
 GRAPHED = "memopt fast layer, CUDA graph"
 """The whole step captured once and replayed: its time alone, since a graph keeps memory of its own."""
+EXPANDABLE = "memopt fast layer, expandable segments"
+"""With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: the allocator then reserves little that it cannot use."""
 DEPTHS = (40, 100, 196, 400)
 TABLES: dict[str, Work] = {
-    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED)),
-    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, "naive channels-last, cudnn.benchmark")),
+    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
+    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
     "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), (*ALL, "torchvision memory_efficient")),
     "densenet121-64-bf16": Work(
         bc.densenet121,
@@ -90,6 +92,7 @@ VARIANTS: dict[str, Change] = {
     "naive": lambda model: model,
     **{f"memopt {n} {level}": _memopt(n, level) for n in ("exact", "fast") for level in ("concat", "layer")},
     GRAPHED: _memopt("fast", "layer"),
+    EXPANDABLE: _memopt("fast", "layer"),
     "checkpointed": rivals.checkpointed,
     "torch.compile": lambda model: torch.compile(model),
     "torch.compile reduce-overhead": lambda model: torch.compile(model, mode="reduce-overhead"),
@@ -115,6 +118,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         def make(change: Change = change, channels_last: bool = channels_last) -> nn.Module:
             return change(laid_out(work.make().to(DEVICE), channels_last))
 
+        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{name == EXPANDABLE}")
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         if name == GRAPHED:
             seconds = _replayed(make, inputs, work.amp)

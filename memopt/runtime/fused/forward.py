@@ -27,10 +27,7 @@ class Forward:
         call.formats = tuple(map(suggested_format, inputs))
         call.allow_tf32 = allows_tf32(first.device)
         positions = first.numel() // first.shape[1]
-        # Asked for first and given back: the allocator puts what comes between into it, instead of beside it.
-        later = empty_arena(positions, plan.channels, torch.float32, first.device)
         self.arena = empty_arena(positions, plan.channels, plan.dtype, first.device)
-        del later
         # Zeros where nothing is measured: backward takes the distance from the mean all the same.
         self.mean, self.variance = zero_pair(plan.channels, first.device)
         self.running = RunningStatistics()
@@ -58,6 +55,9 @@ class Forward:
             part = image_of(self._part(place), call.size)
             values[output] = part.clone(memory_format=_format_of(plan, output, part))
         self.running.update()
+        # Backward will ask for as much. Asked for now and given back: the allocator puts what comes in between into
+        # it instead of beside it, and holds less in all.
+        empty_arena(len(self.arena), plan.channels, torch.float32, self.arena.device)
         return values
 
     def _chain(self, number: int, chain: FusedChain) -> tuple[torch.Tensor, bool]:

@@ -311,6 +311,7 @@ def _double(net: Any) -> None:
 def test_what_fused_kernels_cannot_do_runs_exactly(change: Callable[[nn.Module], None], reason: str) -> None:
     naive = small_net()
     change(naive)
+    naive.to(DEVICE)
     rewritten = fast(naive)
     x = images().to(DEVICE).to(naive.classifier.weight.dtype)
     assert_near(train_step(naive, (x,)), train_step(rewritten, (x,)))

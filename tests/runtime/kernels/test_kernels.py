@@ -1,7 +1,7 @@
 """Every kernel computes what its plain-torch reference does: interpreted on a CPU, compiled on a GPU."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 RELU = ACTIVATIONS["relu"]
+
+
+@pytest.fixture(autouse=True)
+def _references_in_single_precision() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def launcher(name: str) -> Callable[..., None]:
