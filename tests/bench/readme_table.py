@@ -17,9 +17,6 @@ TITLES = {
     "densenet121-64": "densenet121, 64×3×224×224, fp32",
     "densenet121-64-bf16": "densenet121, 64×3×224×224, bf16 autocast",
 }
-SUPERSEDED = frozenset({"dea5850"})
-"""Commits after which the runtime changed: their rows stay in the CSV, dated, but out of the README."""
-NOTHING = "No figure here speaks of the present runtime yet: it changed after the rows were measured."
 DEPTH = re.compile(r"bc(\d+)-64$")
 MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
@@ -33,11 +30,10 @@ def load(path: Path = RESULTS) -> list[Row]:
 
 
 def render(rows: list[Row]) -> str:
-    """All tables as Markdown, of the rows that speak of the present code."""
-    rows = [row for row in rows if row["commit"] not in SUPERSEDED]
+    """All tables as Markdown."""
     parts = [_step_table(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
     parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
-    return ("\n\n".join(part for part in parts if part) or NOTHING) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _step_table(title: str, rows: list[Row]) -> str:
