@@ -61,3 +61,19 @@ def test_rows_keep_the_promised_ratios(table: str, variant: str, tables: ModuleT
         float(ours[field]) <= limit * float(naive[field])
         for field, limit in zip(fields, LIMITS[table, variant], strict=True)
     ), ours
+
+
+def test_the_picture_shows_the_committed_rows(tables: ModuleType) -> None:
+    spec = importlib.util.spec_from_file_location("pareto", HERE / "pareto.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pareto = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pareto)
+    text, rows = pareto.PICTURE.read_text(), tables.load()
+
+    for table, title in pareto.TITLES.items():
+        assert title in text
+        for variant, memory, time in pareto.points(rows, table):
+            assert variant.removeprefix("memopt ") in text
+            assert memory > 0
+            assert time > 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import memopt
@@ -398,3 +399,36 @@ def test_random_numbers_are_drawn_as_in_eager(context: Callable[[], Any]) -> Non
         with context():
             outputs.append(model(x).detach())
     assert (outputs[0] - outputs[1]).norm() <= 1e-4 * outputs[0].norm()
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operators that launch kernels: neither views nor allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused, self.other = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "memopt":
+            self.fused += 1
+        elif not func.is_view and not func.name().startswith(("aten::empty", "aten::detach", "aten::alias")):
+            self.other += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_operators_a_step() -> None:
+    """A launch costs more than many of these kernels take: per dense layer, 5 forward and 9 backward."""
+    shallow, deep = (fast(bc.DenseNet(depth=depth)) for depth in (16, 40))
+    counts = []
+    for model in (shallow, deep):
+        x = torch.randn(2, 3, 8, 8)
+        model(x).sum().backward()  # recorded
+        model.zero_grad(set_to_none=True)
+        with _Launches() as launches:
+            model(x).sum().backward()
+        counts.append((launches.fused, launches.other))
+    layers = (40 - 16) // 2
+
+    fused, other = (after - before for before, after in zip(*counts, strict=True))
+    assert fused <= 14 * layers
+    assert other <= 2 * layers
