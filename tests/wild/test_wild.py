@@ -1,0 +1,76 @@
+"""What people write is rewritten to the bit or left alone with a true reason; what only looks like it is left alone."""
+
+import copy
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import memopt
+from tests.helpers import assert_exact, assert_same, images, reasons, rewritten_copy, train_step
+from tests.wild.models import CHAINS, FORMS, LOOK_ALIKES, REFUSED, Checkpointed, Overwritten
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_rewritten_exactly(name: str) -> None:
+    make, chains = FORMS[name]
+    torch.manual_seed(0)
+    assert_exact(make(), images(size=12), at_least=chains)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_in_eval_mode(name: str) -> None:
+    make, chains = FORMS[name]
+    torch.manual_seed(0)
+    assert_exact(make().eval(), images(size=12), at_least=chains)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_recording_would_freeze_is_left_alone(name: str) -> None:
+    make, reason = REFUSED[name]
+    torch.manual_seed(0)
+    naive = make()
+    rewritten = rewritten_copy(naive)
+    for step in range(3):
+        random.seed(step)
+        expected = train_step(naive, (images(size=12),))
+        random.seed(step)
+        with pytest.warns(UserWarning, match="left .* as it is") if step == 0 else nullcontext():
+            actual = train_step(rewritten, (images(size=12),))
+        assert_same(expected, actual)
+    assert not memopt.explain(rewritten).rewritten
+    assert reason in reasons(rewritten)
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_look_alikes_are_left_alone(name: str) -> None:
+    torch.manual_seed(0)
+    naive = LOOK_ALIKES[name]()
+    rewritten = rewritten_copy(naive)
+    assert_same(train_step(naive, (images(size=12),)), train_step(rewritten, (images(size=12),)))
+    assert not memopt.explain(rewritten).rewritten
+
+
+def test_a_concat_overwritten_in_place_keeps_its_numbers() -> None:
+    torch.manual_seed(0)
+    naive = Overwritten()
+    rewritten = rewritten_copy(naive)
+    for _ in range(2):
+        assert_same(train_step(naive, (images(size=12),)), train_step(rewritten, (images(size=12),)))
+
+
+def test_a_checkpoint_in_the_way_is_replaced() -> None:
+    """The original updates running statistics twice a step, in forward and again in recomputing; memopt does not."""
+    torch.manual_seed(0)
+    naive = Checkpointed()
+    rewritten = rewritten_copy(naive)
+    expected, actual = (train_step(copy.deepcopy(model), (images(size=12),)) for model in (naive, rewritten))
+    statistics = {name for name in expected if "norm1.running" in name or "norm1.num_batches" in name}
+    assert_same(
+        {name: value for name, value in expected.items() if name not in statistics},
+        {name: value for name, value in actual.items() if name not in statistics},
+    )
+    train_step(rewritten, (images(size=12),))
+    assert len(memopt.explain(rewritten).rewritten) == CHAINS
+    assert rewritten.layers[1].norm1.num_batches_tracked == 1
