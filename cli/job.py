@@ -94,7 +94,8 @@ def _probe(job: Job, model: nn.Module) -> None:
         dtype = str(job.dtype).removeprefix("torch.")
         raise CommandError(
             f"{job.target.name} refuses {dtype} input of shape {shapes}: {describe(error, job.target.file)}. "
-            "Give the shape it takes with --input."
+            "Give the shape it takes with --input (tried on few samples), or use memopt.apply in Python if it takes "
+            "something other than tensors."
         ) from error
 
 

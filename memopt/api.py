@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from memopt.capture import Captured, capture
 from memopt.config import Config, Numerics
-from memopt.errors import CaptureError, EquivalenceError, ModelError
+from memopt.errors import CaptureError, ConfigError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
 from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
 from memopt.measure.bound import check_bound
@@ -31,8 +31,8 @@ NOT_RUN_YET = "The rewritten forward has not run yet."
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
 
 _AUTO_NOTE = (
-    'On a GPU "auto" runs dense blocks on fused kernels, which need less memory: that is what is predicted. '
-    "--numerics exact predicts what is measured here."
+    'Numerics "auto" means exact on this machine and fused kernels on a GPU, which is what is predicted for one. '
+    'Ask for "exact" to have eager\'s kernels predicted.'
 )
 
 
@@ -53,13 +53,14 @@ def apply(
 
     Raises:
         ModelError: `model` is no module, but its class or something else.
+        ConfigError: `config` is no `Config`.
         CaptureError: `example_inputs` are given and forward cannot be recorded, or the model is of a kind that
             cannot be rewritten (a ScriptModule, a compiled model); the message says what to do instead.
         EquivalenceError: the rewritten model computes something else than the untouched one. The model is left as
             it was.
     """
     target = _unwrapped(model)
-    config = config or Config()
+    config = _checked(config, example_inputs)
     remove(target)
     rewriter = Rewriter(_builder(config))
     _left_alone.pop(target, None)
@@ -163,7 +164,7 @@ def compare(
     Raises:
         CaptureError: forward cannot be recorded.
     """
-    chosen = replace(config or Config(), verify=False)  # the comparison is the verification
+    chosen = replace(_checked(config, example_inputs), verify=False)  # the comparison is the verification
     # The prediction is for a GPU, where "auto" means fused kernels, also if this machine has none.
     on_target = replace(chosen, numerics="fast") if chosen.numerics == "auto" else chosen
     result = measure_comparison(
@@ -178,9 +179,21 @@ def compare(
         measure=measure,
         on_stage=on_stage,
     )
-    if chosen.numerics == "auto" and result.device != "cuda" and result.predicted_after is not None:
+    is_predicted = result.predicted_after is not None and bool(result.explanation.rewritten)
+    if chosen.numerics == "auto" and result.device != "cuda" and is_predicted:
         return replace(result, notes=(*result.notes, _AUTO_NOTE))
     return result
+
+
+def _checked(config: object, example_inputs: object) -> Config:
+    """The configuration, if that is what was given."""
+    if isinstance(example_inputs, Config):
+        raise ConfigError(
+            "memopt.apply takes example inputs in the second place. Pass config=memopt.Config(...) by name."
+        )
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(f"config is a {type(config).__name__}. Pass a memopt.Config: memopt.Config(recompute=...).")
+    return config or Config()
 
 
 def _as_tuple(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:

@@ -278,3 +278,17 @@ def test_levels_differ_in_what_they_keep() -> None:
         kept[level] = total
 
     assert kept["layer"] < kept["concat"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"example_inputs": memopt.Config()}, "config=memopt.Config"),
+        ({"config": {"recompute": "concat"}}, "config is a dict"),
+    ],
+)
+def test_a_configuration_in_the_wrong_place(arguments: dict[str, Any], message: str) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(memopt.ConfigError, match=message):
+        memopt.apply(model, **arguments)
+    assert type(model) is nn.Linear

@@ -67,8 +67,8 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 result = forward(*fake_args, **fake_kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
-                f"{recorder.last_source}: forward needs the value of a tensor ({error}). "
-                "Move that decision out of forward."
+                f"{recorder.last_source}: forward needs the value of a tensor, as .item(), print or a branch on it "
+                f"do ({error}). Move that out of forward."
             ) from error
         except CaptureError:
             raise
@@ -76,7 +76,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
             what = f"{type(error).__name__}: {error}"
             raise CaptureError(
                 f"{recorder.last_source or type(root).__name__}: forward fails on tensors without data ({what}). "
-                "Check the shapes and dtypes of the inputs; what needs their values must move out of forward."
+                "Check the shapes and dtypes of the inputs."
             ) from error
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
