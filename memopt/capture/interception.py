@@ -1,4 +1,5 @@
-"""While a forward is recorded, this thread's module calls go to the recorder, and torch's own log is quiet."""
+"""While a forward is recorded, this thread's module calls go to the recorder, checkpoints are looked through, and
+torch's own log is quiet."""
 
 import logging
 import threading
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import nn
+from torch.utils import checkpoint
 
 
 class Recorder(Protocol):
@@ -29,8 +31,11 @@ def is_recording() -> bool:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Route this thread's module calls through `recorder`."""
-    with _in_place(recorder), _module_calls_intercepted():
+    """Route this thread's module calls through `recorder`, and those that a checkpoint makes.
+
+    What the user checkpointed is recomputed by memopt instead, or kept; twice would be once too many.
+    """
+    with _in_place(recorder), _calls_intercepted():
         yield
 
 
@@ -66,14 +71,19 @@ def _in_place(recorder: object) -> Iterator[None]:
 _interception_lock = threading.Lock()
 _interceptions = 0
 _plain_call = nn.Module.__call__
+_plain_reentrant = checkpoint.CheckpointFunction
+_plain_generator = checkpoint._checkpoint_without_reentrant_generator
 
 
 @contextmanager
-def _module_calls_intercepted() -> Iterator[None]:
+def _calls_intercepted() -> Iterator[None]:
     global _interceptions
     with _interception_lock:
         _interceptions += 1
         nn.Module.__call__ = _call_module  # type: ignore[method-assign]
+        # Inside `checkpoint`, which users have imported by name already.
+        checkpoint.CheckpointFunction = _Reentrant  # type: ignore[assignment,misc]
+        checkpoint._checkpoint_without_reentrant_generator = _around_checkpoint
     try:
         yield
     finally:
@@ -81,6 +91,24 @@ def _module_calls_intercepted() -> Iterator[None]:
             _interceptions -= 1
             if not _interceptions:
                 nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
+                checkpoint.CheckpointFunction = _plain_reentrant  # type: ignore[misc]
+                checkpoint._checkpoint_without_reentrant_generator = _plain_generator
+
+
+class _Reentrant:
+    """Stands for `CheckpointFunction`."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        return function(*args) if is_recording() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
+
+
+def _around_checkpoint(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    """What `checkpoint` does before and after it calls the function: nothing while that is recorded."""
+    if is_recording():
+        yield
+    else:
+        yield from _plain_generator(*args, **kwargs)
 
 
 def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -242,6 +242,10 @@ class Branching(Net):
 
 
 class Checkpointed(Net):
+    def __init__(self, use_reentrant: bool = False) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
     def block(self, x: torch.Tensor) -> torch.Tensor:
         features = [x]
         for layer in self.layers:
@@ -249,7 +253,7 @@ class Checkpointed(Net):
             def bottleneck(*inputs: torch.Tensor, layer: nn.Module = layer) -> torch.Tensor:
                 return layer.conv1(layer.act1(layer.norm1(torch.cat(inputs, 1))))
 
-            narrow = checkpoint(bottleneck, *features, use_reentrant=False)
+            narrow = checkpoint(bottleneck, *features, use_reentrant=self.use_reentrant)
             features.append(layer.conv2(layer.act2(layer.norm2(narrow))))
         return torch.cat(features, 1)
 
