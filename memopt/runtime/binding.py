@@ -46,6 +46,11 @@ class Binding:
         self.parameters: Tensors = tuple(parameters)
         self.index = index[::-1]
 
+    @property
+    def depends_on_counters(self) -> bool:
+        """Whether a norm averages over all batches so far (`momentum=None`)."""
+        return any(b is not None and b.after_count is not None for b in self._bound)
+
     def parameters_of(self, step: int, parameters: Tensors) -> Params:
         """A step's own among all arguments."""
         return tuple(None if p is None else parameters[p] for p in self.index[step])

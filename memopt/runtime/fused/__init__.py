@@ -20,14 +20,18 @@ from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.fused.backward import Backward
 from memopt.runtime.fused.call import Call
 from memopt.runtime.fused.forward import Forward
+from memopt.runtime.fused.tapes import ForwardTape, Tapes, running_statistics
 
 
 def fused_callable(plan: FusedPlan, name: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The function that generated code calls in place of the region's nodes, as `region_callable` makes one."""
 
+    tapes = Tapes(plan)
+
     def run(inputs: Tensors, operands: tuple[tuple[Any, ...], ...]) -> Tensors:
         call = Call(plan, Binding(plan.steps, operands))
-        results: Tensors = _FusedRegion.apply(call, *inputs, *call.binding.parameters)  # type: ignore[no-untyped-call]
+        arguments = (*inputs, *call.binding.parameters)
+        results: Tensors = _FusedRegion.apply(tapes, call, *arguments)  # type: ignore[no-untyped-call]
         return results
 
     run.__name__ = run.__qualname__ = name
@@ -36,15 +40,21 @@ def fused_callable(plan: FusedPlan, name: str) -> Callable[[Tensors, tuple[Any, 
 
 class _FusedRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: torch.Tensor) -> Tensors:
-        plan = call.plan
+    def forward(ctx: Any, tapes: Tapes, call: Call, *tensors: torch.Tensor) -> Tensors:
+        plan, needs = call.plan, ctx.needs_input_grad[2:]
         inputs, parameters = tensors[: plan.input_count], tensors[plan.input_count :]
-        call.requires_grad = call.binding.requires_grad(plan.input_count, ctx.needs_input_grad[1:])
-        values = Forward(call, inputs, parameters).run()
-        call.binding.forget_modules()
-        ctx.save_for_backward(*parameters, *call.saved)
-        call.saved = []
-        ctx.call = call
+        call.requires_grad = call.binding.requires_grad(plan.input_count, needs)
+        call.binding.count_batches()
+        running = running_statistics(call)
+        tape = tapes.find(call, tensors, running, needs)
+        if tape is None:
+            values, saved = Forward(call, inputs, parameters).run(), tuple(call.saved)
+            call.binding.forget_modules()
+            call.saved = []
+        else:
+            values, saved = tape.play(tensors, running)
+        ctx.save_for_backward(*parameters, *saved)
+        ctx.run = call if tape is None else tape
         ctx.set_materialize_grads(False)
         outputs = [values[n] for n in plan.outputs] + [inputs[n].view_as(inputs[n]) for n in plan.passed_through]
         numbers = (*plan.outputs, *plan.passed_through)
@@ -54,8 +64,13 @@ class _FusedRegion(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        run: Call | ForwardTape = ctx.run
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
         with torch.no_grad(), torch.autocast(device_type(grad_outputs), enabled=False):
-            gradients = Backward(ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]).run(grad_outputs)
+            if isinstance(run, ForwardTape):
+                gradients = run.backward(saved, grad_outputs, needs)
+            else:
+                gradients = Backward(run, saved, needs).run(grad_outputs)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = guarded(gradients)
-        return (None, *gradients)
+        return (None, None, *gradients)

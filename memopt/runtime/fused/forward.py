@@ -36,7 +36,6 @@ class Forward:
     def run(self) -> dict[int, torch.Tensor]:
         """The values that leave the region."""
         call, plan = self.call, self.call.plan
-        call.binding.count_batches()
         for number, place in plan.placed:
             x = self.inputs[number]
             part = self._part(place)
@@ -55,9 +54,6 @@ class Forward:
             part = image_of(self._part(place), call.size)
             values[output] = part.clone(memory_format=_format_of(plan, output, part))
         self.running.update()
-        # Backward will ask for as much. Asked for now and given back: the allocator puts what comes in between into
-        # it instead of beside it, and holds less in all.
-        empty_arena(len(self.arena), plan.channels, torch.float32, self.arena.device)
         return values
 
     def _chain(self, number: int, chain: FusedChain) -> tuple[torch.Tensor, bool]:

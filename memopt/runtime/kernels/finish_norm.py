@@ -7,11 +7,12 @@ was written; per channel, the second is added to `constant` and the factor of (x
 import torch
 
 from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels.language import tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "C", "part_count"])
+@kernel(do_not_specialize=["P", "C", "part_count"])
 def _kernel(
     sums,
     variance,

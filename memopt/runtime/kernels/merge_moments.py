@@ -3,11 +3,12 @@
 import torch
 
 from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels.language import tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "C", "part_count", "rows"])
+@kernel(do_not_specialize=["P", "C", "part_count", "rows"])
 def _kernel(moments, mean, variance, P, C, part_count, rows, BT: tl.constexpr):
     c = tl.program_id(0)
     average = 0.0

@@ -6,11 +6,12 @@ Welford and Chan et al.: no difference of large sums, so inputs far from zero lo
 import torch
 
 from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels.language import tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "part_count", "NT"])
+@kernel(do_not_specialize=["P", "part_count", "NT"])
 def _kernel(
     x,
     copy,

@@ -6,11 +6,12 @@
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activation_gradient, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.language import activation_gradient, affine_of, as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P"])
+@kernel(do_not_specialize=["P"])
 def _kernel(
     dz,
     x,

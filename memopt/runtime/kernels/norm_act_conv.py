@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.language import activate, affine_of, as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.moments import partial_moments
 from memopt.runtime.kernels.pack_taps import COLUMNS, unpacked
 
 
-@triton.jit(do_not_specialize=["P", "H", "W", "STEP", "k_units", "tile_count"])
+@kernel(do_not_specialize=["P", "H", "W", "STEP", "k_units", "tile_count"])
 def _kernel(
     x,
     mean,

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.pack_taps import COLUMNS, unpacked
 
 
-@triton.jit(do_not_specialize=["P", "k_units", "H", "W", "g_units", "part_count", "NT"])
+@kernel(do_not_specialize=["P", "k_units", "H", "W", "g_units", "part_count", "NT"])
 def _kernel(
     g,
     x,

@@ -7,12 +7,13 @@ accumulators: one partial result for each tile of positions, merged by `merge_mo
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.language import activate, affine_of, as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.moments import partial_moments
 
 
-@triton.jit(do_not_specialize=["P", "c_units", "b_units", "y_units", "tile_count"])
+@kernel(do_not_specialize=["P", "c_units", "b_units", "y_units", "tile_count"])
 def _kernel(
     x,
     mean,

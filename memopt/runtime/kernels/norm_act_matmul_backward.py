@@ -8,11 +8,12 @@ registers over many tiles of positions; the parts are added in a fixed order aft
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl, triton
+from memopt.runtime.kernels.language import activate, activation_gradient, affine_of, as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "c_units", "b_units", "dy_units", "part_count", "NT"])
+@kernel(do_not_specialize=["P", "c_units", "b_units", "dy_units", "part_count", "NT"])
 def _kernel(
     dy,
     x,

@@ -8,11 +8,12 @@ channel is used (`feature_gradient`), so that all readers of a channel together 
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import activation_gradient, affine_of, tl, triton
+from memopt.runtime.kernels.language import activation_gradient, affine_of, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 
-@triton.jit(do_not_specialize=["P", "part_count", "NT"])
+@kernel(do_not_specialize=["P", "part_count", "NT"])
 def _kernel(
     dz,
     x,

@@ -9,7 +9,8 @@ with zeros, so that no kernel masks them.
 import torch
 
 from memopt.runtime.kernels import reference, tiles
-from memopt.runtime.kernels.language import as_operand, tl, triton
+from memopt.runtime.kernels.language import as_operand, tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 
 CHANNELS = 64
@@ -33,7 +34,7 @@ def outer(out_channels: int) -> int:
     return max(16, tiles.power_of_two(out_channels))
 
 
-@triton.jit
+@kernel
 def _kernel(
     weight,
     taps,

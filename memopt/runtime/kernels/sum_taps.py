@@ -3,12 +3,13 @@
 import torch
 
 from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.language import tl, triton
+from memopt.runtime.kernels.language import tl
+from memopt.runtime.kernels.launches import kernel
 from memopt.runtime.kernels.library import define
 from memopt.runtime.kernels.pack_taps import COLUMNS
 
 
-@triton.jit(do_not_specialize=["COUNT"])
+@kernel(do_not_specialize=["COUNT"])
 def _kernel(
     parts,
     gradient,
