@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -32,8 +32,11 @@ def record(function: Callable[[list[torch.Tensor]], Results], externals: Sequenc
     with _disable_current_modes(), FakeTensorMode(), torch.no_grad():
         fakes = [torch.empty_strided(size, stride, dtype=d, device=where) for d, where, size, stride in externals]
         recorder = _Recorder(fakes)
-        with recorder:
-            outputs, saved = function(list(fakes))
+        try:
+            with recorder:
+                outputs, saved = function(list(fakes))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise NotTapedError(f"it needs the value of a tensor ({error})") from error
         return recorder.finish(outputs, saved)
 
 
@@ -53,6 +56,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):
+                self._place(leaf)  # refuses what comes from elsewhere
         result = func(*args, **(kwargs or {}))
         made = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
         fresh = [t.untyped_storage()._cdata not in self._slots for t in made]
