@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
 from memopt.capture.fake_state import fake_of, fake_state
@@ -55,6 +56,8 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     recorder = _Recorder(root)
     with (
         quiet_torch(),
+        # What a recording runs is no step of the user's: nothing that counts operators or memory may see it.
+        _disable_current_modes(),
         refusing_side_effects(root),
         fake_state(root, mode) as names,
         recording(recorder),

@@ -34,8 +34,7 @@ class StepFigures:
             sake counts.
         peak_allocated_bytes: highest sum of live allocations during the step, parameters and optimiser
             included.
-        peak_reserved_bytes: most that the caching allocator took from the device; None on a CPU and when
-            predicted.
+        peak_reserved_bytes: most that the caching allocator took from the device; None on a CPU.
         saved_bytes: allocated after forward and loss, minus before the step: what backward waits for.
         retained_bytes: what removing memopt from the model frees between steps, gradients None.
         step_seconds: median time of a step; None when predicted.

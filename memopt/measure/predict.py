@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,32 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from memopt.measure.memory import StepFigures, leave, observe_step
+from memopt.measure.cuda_libraries import CudaLibraries
+from memopt.measure.memory import CPU_WARMUP, CUDA_WARMUP, StepFigures, leave, observe_step
 from memopt.measure.step import Inputs, MakeModel, ModelFunction, TrainingStep, seeded
 from memopt.measure.target import GPU, Target
+from memopt.measure.trace import SimulatedDevice
 from memopt.measure.tracker import StorageTracker
 
 
 class PredictionError(Exception):
     """The step could not be run on fake tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A predicted step, with what led to it.
+
+    Attributes:
+        figures: as `measure_step` would take them.
+        device: the simulated one, with everything that it was asked for from the model's making on; None for a
+            target whose allocator is not modelled.
+        step_from: index of the event with which the observed step begins.
+    """
+
+    figures: StepFigures
+    device: SimulatedDevice | None
+    step_from: int
 
 
 def predict_step(
@@ -47,16 +65,33 @@ def predict_step(
         remove: takes memopt off the model, to see what that frees.
 
     Returns:
-        Figures in bytes; `peak_reserved_bytes` and what is said of time are None.
+        Figures in bytes; what is said of time is None, and so is `peak_reserved_bytes` for a target whose allocator is
+        not modelled.
 
     Raises:
         PredictionError: the forward needs the values of a tensor, or an operator that has no fake
             implementation.
     """
+    return predict(make_model, inputs, target, amp=amp, apply=apply, remove=remove).figures
+
+
+def predict(
+    make_model: MakeModel,
+    inputs: Inputs,
+    target: Target = GPU,
+    *,
+    amp: torch.dtype | None = None,
+    apply: ModelFunction = leave,
+    remove: ModelFunction = leave,
+) -> Prediction:
+    """What `predict_step` predicts, with the requests that it is made of. Arguments and errors are the same."""
     # Tensors that are neither parameter, buffer nor input (constants in the user's file) become fake when
     # met.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = StorageTracker(target.rounding_bytes, mode)
+    device = SimulatedDevice(target.expandable_segments) if target.device_type == "cuda" else None
+    tracker = StorageTracker(
+        target.rounding_bytes, mode, device, None if device is None else CudaLibraries(device, target)
+    )
     with seeded(0, torch.device("cpu")), ExitStack() as stack:
         model = make_fake(make_model(), mode)
         tracker.track(model)
@@ -64,16 +99,20 @@ def predict_step(
             stack.enter_context(context)
         try:
             step = TrainingStep(apply(model), _fake_like(inputs), amp)
-            # The optimiser's state appears in the first step, and so do memopt's plans.
-            step.run()
-            figures = observe_step(step, tracker, remove)
+            # The optimiser's state appears in the first step, and so do memopt's plans; what the allocator has cached
+            # settles in as many steps as are run before a step is measured.
+            for _ in range(CPU_WARMUP if device is None else CUDA_WARMUP):
+                step.run()
+            step_from = 0 if device is None else len(device.trace.events)
+            figures = observe_step(step, tracker if device is None else device, remove)
         except Exception as error:
             raise PredictionError(
                 f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
                 f"{target.name} memory cannot be predicted. Measure it there instead."
             ) from error
-    assert figures.peak_allocated_bytes is not None
-    return replace(figures, peak_allocated_bytes=figures.peak_allocated_bytes + target.workspace_bytes)
+    if device is not None:
+        figures = replace(figures, peak_reserved_bytes=device.peak_reserved_bytes)
+    return Prediction(figures, device, step_from)
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from weakref import ref
 
 import torch
@@ -11,16 +11,39 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memopt.measure.trace import Origin, origin_of
+
 Trackable = torch.Tensor | nn.Module | Optimizer | Iterable[Any] | Mapping[Any, Any] | None
 
 
 class _Live(ref[torch.UntypedStorage]):
     """A counted storage: its identity and what it was counted with."""
 
-    __slots__ = ("counted_bytes", "key")
+    __slots__ = ("counted_bytes", "key", "request")
 
     key: int
     counted_bytes: int
+    request: int | None
+
+
+class Device(Protocol):
+    """Something that is told what is asked for and given back, such as a `SimulatedDevice`."""
+
+    def allocate(self, size_bytes: int, origin: Origin) -> int:
+        """Memory is asked for; returns the request's number."""
+
+    def free(self, number: int) -> None:
+        """What was asked for as `number` is given back."""
+
+
+class Libraries(Protocol):
+    """What an operator asks for beside its results, such as `CudaLibraries`."""
+
+    def before(self, func: Any, args: tuple[Any, ...]) -> list[int]:
+        """An operator is about to run."""
+
+    def after(self, held: list[int]) -> None:
+        """It has run; `held` is what `before` returned."""
 
 
 class StorageTracker(TorchDispatchMode):
@@ -39,10 +62,20 @@ class StorageTracker(TorchDispatchMode):
             CUDA caching allocator does.
         fake_mode: count the fake tensors of this mode and nothing else; None counts real tensors and nothing
             else, so that a tracer's fake tensors are not taken for memory.
+        device: told of every storage made and freed; None tells nobody.
+        libraries: told of every operator; None tells nobody.
     """
 
-    def __init__(self, rounding_bytes: int = 1, fake_mode: FakeTensorMode | None = None) -> None:
+    def __init__(
+        self,
+        rounding_bytes: int = 1,
+        fake_mode: FakeTensorMode | None = None,
+        device: Device | None = None,
+        libraries: Libraries | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.libraries = libraries
         self.rounding_bytes = rounding_bytes
         self.fake_mode = fake_mode
         self.current_bytes = 0
@@ -63,10 +96,10 @@ class StorageTracker(TorchDispatchMode):
         """
         for thing in things:
             if isinstance(thing, torch.Tensor):
-                self._count(thing)
+                self._count(thing, "made before")
                 # Reading `.grad` of a tensor inside a graph warns; only leaves have one.
                 if thing.is_leaf and thing.grad is not None:
-                    self._count(thing.grad)
+                    self._count(thing.grad, "made before")
             elif isinstance(thing, nn.Module):
                 self.track(*thing.parameters(), *thing.buffers())
             elif isinstance(thing, Optimizer):
@@ -93,16 +126,18 @@ class StorageTracker(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, then count the storages of its results."""
+        libraries = self.libraries
+        held = libraries.before(func, args) if libraries is not None else []
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self._count(result)
-        elif isinstance(result, list | tuple):
-            for item in result:
-                if isinstance(item, torch.Tensor):
-                    self._count(item)
+        results = result if isinstance(result, list | tuple) else (result,)
+        for item in results:
+            if isinstance(item, torch.Tensor):
+                self._count(item, func)
+        if held and libraries is not None:
+            libraries.after(held)
         return result
 
-    def _count(self, tensor: torch.Tensor) -> None:
+    def _count(self, tensor: torch.Tensor, operator: object) -> None:
         if not self._is_mine(tensor):
             return
         storage = tensor.untyped_storage()
@@ -110,9 +145,10 @@ class StorageTracker(TorchDispatchMode):
         live = self._live.get(key)
         if live is None:
             live = _Live(storage, self._forget)
-            live.key, live.counted_bytes = key, 0
+            live.key, live.counted_bytes, live.request = key, 0, None
             self._live[key] = live
-        self._resize(live, storage.nbytes())
+        if live.counted_bytes != self._rounded(storage.nbytes()):
+            self._resize(live, storage.nbytes(), operator)
 
     def _is_mine(self, tensor: torch.Tensor) -> bool:
         # Opaque layouts (mkldnn, sparse) have no storage of their own.
@@ -122,16 +158,27 @@ class StorageTracker(TorchDispatchMode):
             return tensor.fake_mode is self.fake_mode
         return self.fake_mode is None and tensor.device.type != "meta"
 
-    def _resize(self, live: _Live, size_bytes: int) -> None:
-        rounded_bytes = -(-size_bytes // self.rounding_bytes) * self.rounding_bytes
-        self.current_bytes += rounded_bytes - live.counted_bytes
-        live.counted_bytes = rounded_bytes
+    def _rounded(self, size_bytes: int) -> int:
+        return -(-size_bytes // self.rounding_bytes) * self.rounding_bytes
+
+    def _resize(self, live: _Live, size_bytes: int, operator: object) -> None:
+        self._give_back(live)
+        live.counted_bytes = self._rounded(size_bytes)
+        self.current_bytes += live.counted_bytes
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+        if self.device is not None and size_bytes:
+            live.request = self.device.allocate(size_bytes, origin_of(operator))
 
     def _forget(self, live: ref[torch.UntypedStorage]) -> None:
         assert isinstance(live, _Live)
         del self._live[live.key]
+        self._give_back(live)
+
+    def _give_back(self, live: _Live) -> None:
         self.current_bytes -= live.counted_bytes
+        if self.device is not None and live.request is not None:
+            self.device.free(live.request)
+            live.request = None
 
     def _patched_resize(self) -> Any:
         torch_resize = self._torch_resize
@@ -140,7 +187,7 @@ class StorageTracker(TorchDispatchMode):
             result: torch.UntypedStorage = torch_resize(storage, size)
             live = self._live.get(storage._cdata)
             if live is not None:
-                self._resize(live, storage.nbytes())
+                self._resize(live, storage.nbytes(), "resize_")
             return result
 
         return resize_

@@ -10,8 +10,7 @@ import torch
 
 def take_blas_workspaces(device: torch.device) -> None:
     """Make forward's and backward's thread call cuBLAS once on the current stream of a CUDA device."""
-    under_a_mode = torch._C._len_torch_dispatch_stack() > 0  # fake tensors, say: nothing real to prepare
-    if device.type != "cuda" or under_a_mode or torch.cuda.is_current_stream_capturing():
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None and not _can_prepare(device):
         return
 
     def untouched(tensor: torch.Tensor) -> torch.Tensor:
@@ -22,3 +21,9 @@ def take_blas_workspaces(device: torch.device) -> None:
     with torch.enable_grad(), torch.autocast("cuda", enabled=False), hooks:
         x = torch.ones(2, 2, device=device, requires_grad=True)
         torch.autograd.backward((x @ x).sum())
+
+
+def _can_prepare(device: torch.device) -> bool:
+    """Whether there is a cuBLAS to call. Under fake tensors the calls cost nothing, and a prediction sees them."""
+    under_a_mode = torch._C._len_torch_dispatch_stack() > 0
+    return device.type == "cuda" and not under_a_mode and not torch.cuda.is_current_stream_capturing()

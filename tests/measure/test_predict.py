@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import memopt
 from densenet_models.bc import DenseNet
 from memopt.measure import GPU, PredictionError, measure_step, predict_step
-from memopt.measure.predict import make_fake
+from memopt.measure.predict import make_fake, predict
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -32,10 +32,12 @@ def test_with_autocast_too(make_tiny, images) -> None:
 
 def test_naive_densenet_bc_100_has_its_known_figures() -> None:
     figures = predict_step(DenseNet, (torch.empty(64, 3, 32, 32, device="meta"),))
-    assert figures.saved_bytes / MIB == pytest.approx(2125, abs=1)
-    assert figures.peak_allocated_bytes / MIB == pytest.approx(2142, abs=1)
-    assert figures.activation_peak_bytes / MIB == pytest.approx(2136, abs=1)
-    assert (figures.peak_reserved_bytes, figures.step_seconds, figures.out_of_memory) == (None, None, False)
+    # Measured on an H200 (tests/bench/results/train_step.csv): 2151.8, 2234.3, 2162.4 and 2446 MiB.
+    assert figures.saved_bytes / MIB == pytest.approx(2151.8, rel=0.005)
+    assert figures.peak_allocated_bytes / MIB == pytest.approx(2234.3, rel=0.005)
+    assert figures.activation_peak_bytes / MIB == pytest.approx(2162.4, rel=0.005)
+    assert figures.peak_reserved_bytes / MIB == pytest.approx(2446, rel=0.01)
+    assert (figures.step_seconds, figures.out_of_memory) == (None, False)
 
 
 def test_memopt_applied_to_the_fake_model_saves(images) -> None:
@@ -58,10 +60,47 @@ def test_a_buffer_kept_between_steps_raises_the_activation_peak(make_tiny, image
     assert kept.activation_peak_bytes == plain.activation_peak_bytes + keeper.kept_bytes
 
 
-def test_workspaces_of_the_target_count_as_allocated(make_tiny, images) -> None:
-    plain, working = (predict_step(make_tiny, images, replace(GPU, workspace_bytes=n)) for n in (0, 1000))
-    assert working.peak_allocated_bytes == plain.peak_allocated_bytes + 1000
+def test_both_workspaces_of_blas_are_allocated_before_the_step(make_tiny, images) -> None:
+    plain, working = (predict_step(make_tiny, images, replace(GPU, blas_workspace_bytes=n)) for n in (0, 4 * MIB))
+    assert working.peak_allocated_bytes == plain.peak_allocated_bytes + 8 * MIB
+    assert working.peak_reserved_bytes == plain.peak_reserved_bytes + 20 * MIB  # both in one segment
     assert working.activation_peak_bytes == plain.activation_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("numerics", "expandable", "reserved_mib"), [("fast", False, 302), ("fast", True, 292), ("exact", False, 474)]
+)
+def test_densenet_bc_100_with_memopt_reserves_what_was_measured(
+    numerics: str, expandable: bool, reserved_mib: int
+) -> None:
+    config = memopt.Config(numerics=numerics)
+    figures = predict_step(
+        DenseNet,
+        (torch.empty(64, 3, 32, 32, device="meta"),),
+        replace(GPU, expandable_segments=expandable),
+        apply=lambda model: memopt.apply(model, config=config),
+    )
+    assert figures.peak_reserved_bytes / MIB == pytest.approx(reserved_mib, rel=0.06)
+
+
+def test_recording_forward_is_no_memory_of_the_step() -> None:
+    x = (torch.empty(64, 3, 32, 32, device="meta"),)
+    prediction = predict(lambda: DenseNet(depth=22), x, apply=memopt.apply)
+    figures = prediction.figures
+    # Held to the step's own peak also by the first step, in which the model is recorded.
+    assert figures.peak_reserved_bytes < 1.5 * figures.peak_allocated_bytes
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_that_lies_otherwise_is_copied_by_cuda(layout: torch.memory_format) -> None:
+    class Pooling(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weights = torch.empty(16, 64, 32, 32).to(memory_format=layout)
+            return (F.avg_pool2d(super().forward(x), 2) * weights).sum()
+
+    device = predict(lambda: Pooling(3, 64, 3, padding=1), (torch.empty(16, 3, 64, 64),)).device
+    copies = [o for o in device.trace.origins if str(o) == "gradient copied by aten.avg_pool2d_backward.default"]
+    assert len(copies) == (4 if layout is torch.channels_last else 0)  # one a step
 
 
 def test_dropout_saves_a_mask_of_bools_on_a_gpu() -> None:

@@ -1,0 +1,67 @@
+"""What CUDA's kernels ask the caching allocator for beside an operator's results: nothing on a CPU shows it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from memopt.measure.target import Target
+from memopt.measure.trace import Origin, SimulatedDevice
+
+_aten = torch.ops.aten
+
+_MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default})
+
+# Backward operators whose CUDA kernels read the gradient (argument 0) from a copy that lies as the input (argument 1)
+# does, where it lies otherwise: `gradOutput.contiguous(…)` in ATen/native/cudnn and ATen/native/cuda.
+_READ_ALIKE = frozenset(
+    {
+        _aten.convolution_backward.default,
+        _aten.native_batch_norm_backward.default,
+        _aten.cudnn_batch_norm_backward.default,
+        _aten.avg_pool2d_backward.default,
+        _aten.avg_pool3d_backward.default,
+        _aten.max_pool2d_with_indices_backward.default,
+    }
+)
+
+
+class CudaLibraries:
+    """Adds to a simulated device what cuBLAS keeps and what kernels take for the time of an operator.
+
+    Args:
+        device: that the requests go to.
+        target: says how large they are.
+    """
+
+    def __init__(self, device: SimulatedDevice, target: Target) -> None:
+        self._device = device
+        self._target = target
+        self._has_blas: set[bool] = set()
+
+    def before(self, func: Any, args: Sequence[Any]) -> list[int]:
+        """Ask for what an operator holds from its beginning to its end; returns the requests."""
+        if func in _MATMULS:
+            self._take_blas_workspace()
+        if func not in _READ_ALIKE or _lie_alike(args[0], args[1]):
+            return []
+        return [self._device.allocate(args[0].numel() * args[0].element_size(), Origin(f"gradient copied by {func}"))]
+
+    def after(self, held: list[int]) -> None:
+        """Give back what `before` asked for."""
+        for number in held:
+            self._device.free(number)
+
+    def _take_blas_workspace(self) -> None:
+        """One for the thread that runs forward and one for the thread that runs backward, kept from then on."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward not in self._has_blas and self._target.blas_workspace_bytes:
+            self._has_blas.add(in_backward)
+            self._device.allocate(self._target.blas_workspace_bytes, Origin("workspace of cuBLAS"))
+
+
+def _lie_alike(grad: torch.Tensor, x: torch.Tensor) -> bool:
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last) and not x.is_contiguous():
+        return grad.is_contiguous(memory_format=channels_last)
+    return grad.is_contiguous()

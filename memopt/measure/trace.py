@@ -1,0 +1,146 @@
+"""What a step asks the allocator for, in order, and what the allocator makes of it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+
+from memopt.measure.allocator import Block, CachingAllocator, SegmentView
+
+_NOT_NAMED = (*torch.__path__, str(Path(__file__).parent))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from.
+
+    Attributes:
+        operator: that made it: "aten.cat.default", or what a library keeps.
+        code: of the innermost function outside torch and this room; None where there is none (autograd's own).
+        line: in the file of `code`.
+    """
+
+    operator: str
+    code: CodeType | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return self.operator
+        return f"{self.operator}  {Path(self.code.co_filename).name}:{self.line} {self.code.co_qualname}"
+
+
+def origin_of(operator: object, depth: int = 1) -> Origin:
+    """The origin of a request that an operator makes now; `depth` frames up is where to begin to look."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_NOT_NAMED):
+            return Origin(str(operator), frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return Origin(str(operator))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Memory asked for or given back.
+
+    Attributes:
+        number: of the request; requests are counted from 0.
+        size_bytes: asked for; 0 where it is given back.
+    """
+
+    number: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Trace:
+    """Requests and returns, in order.
+
+    Attributes:
+        events: one after another.
+        origins: where each request comes from, by its number.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+
+
+class SimulatedDevice:
+    """Records what a step asks for and serves it by a model of the caching allocator, as it comes.
+
+    Args:
+        expandable_segments: as `CachingAllocator` takes it.
+
+    Attributes:
+        trace: everything so far.
+        reserved_at: index of the event at which reserved memory last grew.
+        peak_at: index of the event at which `peak_bytes` was reached.
+    """
+
+    def __init__(self, expandable_segments: bool = False) -> None:
+        self.trace = Trace()
+        self.reserved_at = self.peak_at = 0
+        self._allocator = CachingAllocator(expandable_segments)
+        self._blocks: dict[int, Block] = {}
+
+    @property
+    def current_bytes(self) -> int:
+        """Allocated now."""
+        return self._allocator.allocated_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most allocated since `reset_peak`."""
+        return self._allocator.peak_allocated_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """Most taken from the device."""
+        return self._allocator.reserved_bytes
+
+    def reset_peak(self) -> None:
+        """Start a new peak from what is allocated now."""
+        self._allocator.reset_peak()
+        self.peak_at = max(len(self.trace.events) - 1, 0)
+
+    def allocate(self, size_bytes: int, origin: Origin) -> int:
+        """Serve a request; returns its number."""
+        number = len(self.trace.origins)
+        reserved_bytes, peak_bytes = self.peak_reserved_bytes, self.peak_bytes
+        self._blocks[number] = self._allocator.allocate(size_bytes, number)
+        if self.peak_reserved_bytes > reserved_bytes:
+            self.reserved_at = len(self.trace.events)
+        if self.peak_bytes > peak_bytes:
+            self.peak_at = len(self.trace.events)
+        self.trace.origins.append(origin)
+        self.trace.events.append(Event(number, size_bytes))
+        return number
+
+    def free(self, number: int) -> None:
+        """Take back what was asked for as `number`."""
+        self._allocator.free(self._blocks.pop(number))
+        self.trace.events.append(Event(number, 0))
+
+
+def replay(trace: Trace, allocator: CachingAllocator) -> Iterator[int]:
+    """Serve a trace by an allocator, yielding the index of each event after it. Owners are requests' numbers."""
+    blocks: dict[int, Block] = {}
+    for index, event in enumerate(trace.events):
+        if event.size_bytes:
+            blocks[event.number] = allocator.allocate(event.size_bytes, event.number)
+        else:
+            allocator.free(blocks.pop(event.number))
+        yield index
+
+
+def segments_after(trace: Trace, last: int, *, expandable_segments: bool = False) -> tuple[SegmentView, ...]:
+    """What is reserved, and for which requests, after the event with index `last`."""
+    allocator = CachingAllocator(expandable_segments)
+    for index in replay(trace, allocator):
+        if index == last:
+            break
+    return allocator.segments()

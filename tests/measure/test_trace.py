@@ -1,0 +1,32 @@
+from memopt.measure.allocator import MIB, CachingAllocator
+from memopt.measure.trace import Origin, SimulatedDevice, origin_of, replay, segments_after
+
+
+def test_a_replayed_trace_has_the_figures_of_the_device_that_recorded_it() -> None:
+    device = SimulatedDevice()
+    first = device.allocate(30 * MIB, Origin("a"))
+    device.allocate(MIB, Origin("b"))
+    device.free(first)
+    device.allocate(12 * MIB, Origin("c"))
+    allocator = CachingAllocator()
+    assert list(replay(device.trace, allocator)) == [0, 1, 2, 3]
+    assert allocator.allocated_bytes == device.current_bytes == 13 * MIB
+    assert allocator.peak_allocated_bytes == device.peak_bytes == 31 * MIB
+    assert allocator.reserved_bytes == device.peak_reserved_bytes == 32 * MIB
+    assert (device.peak_at, device.reserved_at) == (1, 1)
+
+
+def test_segments_at_a_moment_name_the_requests_that_live_there() -> None:
+    device = SimulatedDevice()
+    first = device.allocate(30 * MIB, Origin("a"))
+    device.free(first)
+    second = device.allocate(12 * MIB, Origin("b"))
+    assert [block.owner for block in segments_after(device.trace, 0)[0].blocks] == [first]
+    assert [block.owner for block in segments_after(device.trace, 2)[0].blocks] == [second, None]
+    assert segments_after(device.trace, 2)[0].free_bytes == 18 * MIB
+
+
+def test_an_origin_names_the_innermost_function_outside_torch_and_this_room() -> None:
+    origin = origin_of("aten.cat.default")
+    assert str(origin).startswith("aten.cat.default  test_trace.py:")
+    assert str(origin).endswith("test_an_origin_names_the_innermost_function_outside_torch_and_this_room")
