@@ -1,10 +1,18 @@
 """Write down what a function does with tensors, by running it on fake ones."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -29,9 +37,9 @@ def record(function: Callable[[list[torch.Tensor]], Results], externals: Sequenc
     Raises:
         NotTapedError: it uses a tensor from elsewhere, or the value of one.
     """
-    with _disable_current_modes(), FakeTensorMode(), torch.no_grad():
+    with _disable_current_modes(), FakeTensorMode() as mode, torch.no_grad():
         fakes = [torch.empty_strided(size, stride, dtype=d, device=where) for d, where, size, stride in externals]
-        recorder = _Recorder(fakes)
+        recorder = _Recorder(mode, fakes)
         try:
             with recorder:
                 outputs, saved = function(list(fakes))
@@ -45,8 +53,12 @@ _ZEROS = {"aten::zeros", "aten::zeros_like", "aten::new_zeros"}
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, externals: list[torch.Tensor]) -> None:
+    """Most of what happens needs no fake operator, which takes its time: views and new tensors are made as meta
+    tensors make them, and what only writes into its arguments is not run at all."""
+
+    def __init__(self, mode: FakeTensorMode, externals: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._mode = mode
         self._slots: dict[int, int] = {}
         self._sizes: list[int] = []
         self._alive: list[torch.Tensor] = []  # an address names a storage only while it lives
@@ -56,24 +68,27 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._place(leaf)  # refuses what comes from elsewhere
-        result = func(*args, **(kwargs or {}))
-        made = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        fresh = [t.untyped_storage()._cdata not in self._slots for t in made]
-        if not any(fresh):
-            if func._schema.is_mutable:
-                self._actions.append(self._run(func, args, kwargs, [None for _ in made]))
-            return result  # a view is only another place
+        kwargs = kwargs or {}
         name = func.name()
+        if func.is_view:
+            self._place(args[0])  # refuses what comes from elsewhere
+            return self._as_meta(func, args, kwargs, args[0].device)
         if name in _EMPTY or name in _ZEROS:
-            self._actions.append(Make(self._fresh(result), name in _ZEROS))
-            return result
+            device = kwargs.get("device") or args[0].device
+            made = self._as_meta(func, args, kwargs | {"device": torch.device("meta")}, device)
+            self._actions.append(Make(self._fresh(made), name in _ZEROS))
+            return made
         # Arguments first: what the operator makes has no slot yet.
-        action = self._run(func, args, kwargs, [])
-        places = [self._fresh(t) if new else None for t, new in zip(made, fresh, strict=True)]
-        self._actions.append(Run(action.operator, action.args, action.kwargs, tuple(places)))
+        placed = Run(func, self._placed(args), self._placed(kwargs), ())
+        if func.namespace == "memopt" or _only_writes(func):
+            self._actions.append(placed)
+            return args[0] if func._schema.returns else None
+        result = func(*args, **kwargs)
+        tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        fresh = [t.untyped_storage()._cdata not in self._slots for t in tensors]
+        if any(fresh) or func._schema.is_mutable:
+            places = [self._fresh(t) if new else None for t, new in zip(tensors, fresh, strict=True)]
+            self._actions.append(replace(placed, made=tuple(places)))
         return result
 
     def finish(self, outputs: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor]) -> Recording:
@@ -85,9 +100,22 @@ class _Recorder(TorchDispatchMode):
             tuple(map(self._place, saved)),
         )
 
-    def _run(self, func: Any, args: Any, kwargs: Any, made: list[Place | None]) -> Run:
-        placed_args, placed_kwargs = pytree.tree_map_only(torch.Tensor, self._place, (args, kwargs or {}))
-        return Run(func, tuple(placed_args), placed_kwargs, tuple(made))
+    def _as_meta(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> torch.Tensor:
+        with in_kernel_invocation_manager(self._mode):
+            result = func(*args, **kwargs)
+        if not isinstance(result, torch.Tensor):
+            raise NotTapedError(f"{func.name()} returns several views")
+        return FakeTensor(self._mode, result, device)
+
+    def _placed(self, value: Any) -> Any:
+        """The same with a place for every tensor."""
+        if isinstance(value, torch.Tensor):
+            return self._place(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)([self._placed(item) for item in value])
+        if isinstance(value, dict):
+            return {key: self._placed(item) for key, item in value.items()}
+        return value
 
     def _fresh(self, tensor: torch.Tensor) -> Place:
         """The place of a tensor that is new, or of the same new storage as the one before."""
@@ -103,3 +131,16 @@ class _Recorder(TorchDispatchMode):
         if slot is None:
             raise NotTapedError(f"a tensor {tuple(tensor.shape)} comes from elsewhere")
         return Place(slot, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+@cache
+def _only_writes(func: Any) -> bool:
+    """Whether an operator's one result, if it has any, is the first argument, written to."""
+    schema = func._schema
+    if not schema.is_mutable or "resize" in func.name():
+        return False
+    if not schema.returns:
+        return True
+    returned, first = schema.returns[0].alias_info, schema.arguments[0].alias_info
+    same = returned is not None and first is not None and returned.before_set == first.before_set
+    return len(schema.returns) == 1 and same
