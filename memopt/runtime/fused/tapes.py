@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from memopt.ir import FusedPlan, Kind
+from memopt.ir import FusedPlan
 from memopt.runtime.binding import Tensors
 from memopt.runtime.fused.backward import Backward
 from memopt.runtime.fused.call import Call
@@ -28,14 +28,12 @@ class Tapes:
 
     def __init__(self, plan: FusedPlan) -> None:
         self._plan = plan
-        # What autograd differentiates by itself, it does on real tensors; a cumulative average reads a counter.
-        self._possible = all(step.op.kind is not Kind.PURE for step in plan.steps)
         self._known: dict[Key, ForwardTape | None] = {}
         self._lock = threading.Lock()
 
     def find(self, call: Call, tensors: Tensors, running: Tensors, needs: tuple[bool, ...]) -> "ForwardTape | None":
         """The tape for a call with these inputs and parameters; None where it has to run step by step."""
-        if not self._possible or call.binding.depends_on_counters:
+        if call.binding.depends_on_counters:  # whose values no tape knows
             return None
         key = _forward_key(tensors, running, needs)
         with self._lock:

@@ -86,7 +86,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
         fresh = [t.untyped_storage()._cdata not in self._slots for t in tensors]
-        if any(fresh) or func._schema.is_mutable:
+        if any(fresh) or (func._schema.is_mutable and torch.Tag.inplace_view not in func.tags):
             places = [self._fresh(t) if new else None for t, new in zip(tensors, fresh, strict=True)]
             self._actions.append(replace(placed, made=tuple(places)))
         return result
@@ -137,7 +137,7 @@ class _Recorder(TorchDispatchMode):
 def _only_writes(func: Any) -> bool:
     """Whether an operator's one result, if it has any, is the first argument, written to."""
     schema = func._schema
-    if not schema.is_mutable or "resize" in func.name():
+    if not schema.is_mutable or torch.Tag.inplace_view in func.tags:
         return False
     if not schema.returns:
         return True

@@ -28,8 +28,9 @@ def _everything(tensors: list[torch.Tensor]) -> Any:
     bias = torch.zeros(LARGE)
     bias[: values.numel()] += values
     small = torch.empty_like(values).copy_(values)
+    turned = torch.empty_like(values[:3]).copy_(values[1:]).unsqueeze_(0).t_()
     out = torch.empty(6, 4).t().copy_(x - y)
-    return [out, None, both.sum(), indices, zeros], [bias, small, small[1:3], x[1]]
+    return [out, None, both.sum(), indices, zeros, turned.expand(3, 2).clone()], [bias, small, small[1:3], x[1]]
 
 
 def _inputs(seed: int = 0) -> list[torch.Tensor]:
