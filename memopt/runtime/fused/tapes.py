@@ -113,10 +113,12 @@ class ForwardTape:
         self, grad_outputs: Gradients, parameters: Tensors, kept: Tensors, needs: tuple[bool, ...]
     ) -> Tape | None:
         saved = (*parameters, *kept)
-        given = [None if grad is None else described(grad) for grad in grad_outputs]
-        key = (*given, needs, *map(described, saved), _alignment((*(g for g in grad_outputs if g is not None), *saved)))
+        everything = (*(grad for grad in grad_outputs if grad is not None), *saved)
+        absent = tuple(grad is None for grad in grad_outputs)
+        key = (_descriptions(everything), absent, needs, _alignment(everything))
         with self._lock:
             if key not in self._backwards:
+                given = [None if grad is None else described(grad) for grad in grad_outputs]
                 try:
                     self._backwards[key] = self._record_backward(given, len(parameters), saved, needs)
                 except NotTapedError:
@@ -162,7 +164,13 @@ def _forward_key(tensors: Tensors, running: Tensors, needs: tuple[bool, ...]) ->
     autocast = torch.is_autocast_enabled(device.type)
     cast = torch.get_autocast_dtype(device.type) if autocast else None
     everything = (*tensors, *running)
-    return (*map(described, everything), shared, needs, allows_tf32(device), cast, _alignment(everything))
+    return (_descriptions(everything), shared, needs, allows_tf32(device), cast, _alignment(everything))
+
+
+def _descriptions(tensors: Tensors) -> Key:
+    """As `described`, of many tensors on one device: this runs at every call."""
+    sizes, strides = map(torch.Tensor.size, tensors), map(torch.Tensor.stride, tensors)
+    return tensors[0].device, tuple([t.dtype for t in tensors]), tuple(sizes), tuple(strides)
 
 
 def _alignment(tensors: Tensors) -> tuple[int, ...] | None:

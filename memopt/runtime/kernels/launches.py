@@ -1,4 +1,4 @@
-"""What a Triton kernel's launch comes to: a compiled function, a grid and arguments, to be started again.
+"""What a Triton kernel's launch comes to: a compiled function, a grid and parameters, to be started again.
 
 Triton works out at every launch which compiled variant fits its arguments. Where sizes and the alignment of addresses
 are known to be the same again, only the addresses differ.
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from memopt.runtime.kernels.driver import Driver, packed, size_of
 from memopt.runtime.kernels.language import triton
 
 _local = threading.local()
@@ -38,8 +39,8 @@ def observed() -> Iterator[list[Launched]]:
 class Kernel:
     """A kernel in Triton's language, launched as Triton launches it: `kernel[grid](*arguments, **constants)`."""
 
-    def __init__(self, compiled_by: Any) -> None:
-        self.jit = compiled_by
+    def __init__(self, jit: Any) -> None:
+        self.jit = jit
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
@@ -60,40 +61,59 @@ def kernel(function: Any = None, **options: Any) -> Any:
     return Kernel(triton.jit(function, **options))
 
 
-Argument = tuple[int, Any]
-"""Of a launch: the number of a buffer and an offset in bytes, or -1 and a value."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Of a tensor: so many bytes into a buffer."""
+
+    buffer: int
+    offset_bytes: int
 
 
-def starter(launched: Launched, arguments: list[Argument]) -> Callable[[int, list[int]], None]:
-    """The same launch again, given a stream and the addresses of the buffers."""
-    lead = 0
-    while lead < len(arguments) and arguments[lead][0] >= 0:
-        lead += 1
-    pointers, rest = tuple(arguments[:lead]), arguments[lead:]
-    run = _runner(launched)
-    if all(number < 0 for number, _ in rest):
-        values = tuple(value for _, value in rest)
+class Relaunch:
+    """A launch with an address in the place of each tensor.
 
-        def start(stream: int, addresses: list[int]) -> None:
-            run(stream, *[addresses[number] + offset for number, offset in pointers], *values)
+    Args:
+        launched: the launch as it was.
+        arguments: the same arguments in the same order, tensors as `Address`.
+    """
 
-        return start
+    def __init__(self, launched: Launched, arguments: list[Any]) -> None:
+        self.launched, self.arguments = launched, arguments
+        self._runner = launched.compiled[launched.grid]
 
-    def start_mixed(stream: int, addresses: list[int]) -> None:
-        run(stream, *[addresses[number] + value if number >= 0 else value for number, value in arguments])
-
-    return start_mixed
+    def start(self, stream: int, addresses: list[int]) -> None:
+        """Through Triton, given the addresses of all buffers."""
+        filled = [addresses[a.buffer] + a.offset_bytes if isinstance(a, Address) else a for a in self.arguments]
+        self._runner(*filled, stream=stream)
 
 
-def _runner(launched: Launched) -> Callable[..., None]:
-    compiled, grid = launched.compiled, launched.grid
-    if triton.__version__.startswith("3.6."):
-        # What `compiled[grid]` does at every call, without looking for observers of launches.
-        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A launch as the driver takes it; parameters are addresses, or other values as eight bytes."""
 
-        def direct(stream: int, *arguments: Any) -> None:
-            run(*grid, stream, function, metadata, None, None, None, *arguments)
+    function: int
+    grid: tuple[int, ...]
+    threads: int
+    shared_bytes: int
+    parameters: tuple[Address | int, ...]
 
-        return direct
-    runner = compiled[grid]
-    return lambda stream, *arguments: runner(*arguments, stream=stream)
+
+def pack(launch: Relaunch, driver: Driver) -> Packed | None:
+    """The launch for the driver; None where the compiled function is not as this expects."""
+    compiled, metadata = launch.launched.compiled, launch.launched.compiled.metadata
+    extras = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    if metadata.num_ctas != 1 or any(getattr(metadata, name, 0) for name in extras):
+        return None
+    kinds = list(compiled.src.signature.values())
+    pairs = [(k, a) for k, a in zip(kinds, launch.arguments, strict=True) if k != "constexpr"]
+    parameters = [a if isinstance(a, Address) else packed(k, a) for k, a in pairs]
+    sizes = driver.parameter_sizes(compiled.function)
+    expected = [size_of(kind) for kind, _ in pairs]
+    # Behind its parameters Triton has two addresses of its own, of scratch that these kernels do not use.
+    if sizes is None or sizes[: len(expected)] != expected or set(sizes[len(expected) :]) - {8}:
+        return None
+    whole = [p for p in parameters if p is not None]
+    if len(whole) < len(parameters):
+        return None
+    own = (0,) * (len(sizes) - len(expected))
+    return Packed(compiled.function, launch.launched.grid, 32 * metadata.num_warps, metadata.shared, (*whole, *own))

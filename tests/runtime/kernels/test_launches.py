@@ -1,30 +1,34 @@
 """A launch is started again with new addresses in place of its tensors, and the same numbers."""
 
+import ctypes
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from memopt.runtime.kernels import launches
-from memopt.runtime.kernels.launches import Kernel, Launched, observed, starter
+from memopt.runtime.kernels.launches import Address, Kernel, Launched, Relaunch, observed, pack
+from memopt.runtime.tape.burst import Burst
+
+SIGNATURE = {"x": "*fp32", "absent": "constexpr", "n": "i32", "eps": "fp32", "y": "*fp32", "SIZE": "constexpr"}
+ARGUMENTS = [Address(0, 64), None, -7, 0.5, Address(2, 0), 16]
 
 
 class Compiled:
     """What Triton would have compiled: keeps what it is started with."""
 
-    function, packed_metadata = "function", "metadata"
+    function = 77
 
-    def __init__(self) -> None:
+    def __init__(self, **metadata: Any) -> None:
         self.started: list[Any] = []
-
-    def run(self, *arguments: Any) -> None:
-        self.started.append(arguments)
+        self.src = SimpleNamespace(signature=SIGNATURE)
+        self.metadata = SimpleNamespace(**{"num_ctas": 1, "num_warps": 4, "shared": 1024, **metadata})
 
     def __getitem__(self, grid: Any) -> Any:
-        return lambda *arguments, stream: self.run(*grid, stream, *arguments)
+        return lambda *arguments, stream: self.started.append((grid, stream, arguments))
 
 
 class Jit:
-    arg_names = ("x", "y", "n", "SIZE")
+    arg_names = tuple(SIGNATURE)
 
     def __init__(self) -> None:
         self.compiled = Compiled()
@@ -33,24 +37,84 @@ class Jit:
         return lambda *arguments, **constants: self.compiled
 
 
+class Driver:
+    """Reads the parameters of each launch, as a GPU would, when it is launched."""
+
+    def __init__(self, sizes: list[int] | None, code: int = 0) -> None:
+        self.sizes, self.code = sizes, code
+        self.launches: list[Any] = []
+
+    def parameter_sizes(self, function: int) -> list[int] | None:
+        return self.sizes
+
+    def launch(self, *arguments: Any) -> int:
+        *rest, stream, parameters, _ = arguments
+        places = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
+        kinds = (ctypes.c_uint64, ctypes.c_int32, ctypes.c_float, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
+        values = [kind.from_address(places[n]).value for n, kind in enumerate(kinds)]  # type: ignore[arg-type]
+        self.launches.append((rest, stream, values))
+        return self.code
+
+    def enter(self, device: int) -> None: ...
+
+    def describe(self, code: int) -> str:
+        return f"error {code}"
+
+
+SIZES = [8, 4, 4, 8, 8, 8]
+
+
+def relaunch(**metadata: Any) -> Relaunch:
+    return Relaunch(Launched(Compiled(**metadata), (4, 2, 1), ()), ARGUMENTS)
+
+
 def test_a_launch_is_observed_with_its_arguments_in_order() -> None:
     kernel = Kernel(Jit())
-    kernel[(1,)]("unseen", None, 0, SIZE=1, num_warps=4)
+    kernel[(1,)]("unseen", None, 0, eps=0.0, y="", SIZE=1, num_warps=4)
     with observed() as seen:
-        kernel[(3, 2)]("x", None, 7, SIZE=16, num_warps=4)
-    kernel[(1,)]("unseen", None, 0, SIZE=1, num_warps=4)
-    assert [(one.grid, one.arguments) for one in seen] == [((3, 2, 1), ("x", None, 7, 16))]
+        kernel[(3, 2)]("x", None, 7, eps=0.5, y="y", SIZE=16, num_warps=4)
+    kernel[(1,)]("unseen", None, 0, eps=0.0, y="", SIZE=1, num_warps=4)
+    assert [(one.grid, one.arguments) for one in seen] == [((3, 2, 1), ("x", None, 7, 0.5, "y", 16))]
 
 
-@pytest.mark.parametrize("version", ["3.6.0", "99.0"])
-@pytest.mark.parametrize("optional", [True, False])
-def test_addresses_are_filled_in(version: str, optional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches.triton, "__version__", version, raising=False)
-    compiled = Compiled()
-    arguments = [(0, 64), (-1, None), (2, 0), (-1, 5)] if optional else [(0, 64), (2, 0), (-1, 5)]
-    start = starter(Launched(compiled, (4, 1, 1), ()), arguments)
-    start(9, [1000, 2000, 3000])
-    (seen,) = compiled.started
-    assert seen[:4] == (4, 1, 1, 9)
-    expected = (1064, None, 3000, 5) if optional else (1064, 3000, 5)
-    assert seen[-len(expected) :] == expected
+def test_triton_is_handed_addresses() -> None:
+    launch = relaunch()
+    launch.start(9, [1000, 2000, 3000])
+    assert launch.launched.compiled.started == [((4, 2, 1), 9, (1064, None, -7, 0.5, 3000, 16))]
+
+
+def test_the_driver_is_handed_addresses_and_values() -> None:
+    driver = Driver(SIZES)
+    packed = pack(relaunch(), driver)
+    assert packed is not None
+    burst = Burst([packed, packed], driver)
+    for stream, addresses in ((5, [1000, 0, 3000]), (6, [2**40, 0, 8])):
+        driver.launches.clear()
+        burst.run(stream, addresses)
+        expected = [addresses[0] + 64, -7, 0.5, addresses[2], 0, 0]
+        assert driver.launches == [([77, 4, 2, 1, 128, 1, 1, 1024], stream, expected)] * 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sizes"),
+    [
+        ({"num_ctas": 2}, SIZES),
+        ({"launch_pdl": True}, SIZES),
+        ({"profile_scratch_size": 8}, SIZES),
+        ({}, None),
+        ({}, [8, 8, 4, 8, 8, 8]),
+        ({}, [8, 4, 4]),
+        ({}, [*SIZES, 4]),
+    ],
+    ids=str,
+)
+def test_what_is_not_as_expected_is_left_to_triton(metadata: dict[str, Any], sizes: list[int] | None) -> None:
+    assert pack(relaunch(**metadata), Driver(sizes)) is None
+
+
+def test_a_refused_launch_is_an_error() -> None:
+    driver = Driver(SIZES, code=700)
+    packed = pack(relaunch(), driver)
+    assert packed is not None
+    with pytest.raises(RuntimeError, match="error 700"):
+        Burst([packed], driver).run(0, [0, 0, 0])
