@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from memopt.capture import Captured
@@ -14,6 +14,7 @@ from memopt.errors import CaptureError, MemoptError
 from memopt.find import Found
 from memopt.find.classify import operand_nodes
 from memopt.ir import FusedPlan, RegionPlan
+from memopt.rewrite.live import look_up_at_once
 from memopt.rewrite.regions import Group
 from memopt.runtime import fused_callable, region_callable
 
@@ -33,7 +34,6 @@ class Spliced:
     """The rewritten forward: `function(module, *input_tensors)` returns the flat outputs."""
 
     function: Forward
-    code: str
 
 
 def splice(captured: Captured, found: Found, regions: list[Region]) -> Spliced:
@@ -150,7 +150,14 @@ def _constant(value: Any) -> Callable[[], Any]:
 
 def _generate(graph: fx.Graph) -> Spliced:
     _name_objects(graph)
+    find = look_up_at_once(graph)
     source = graph.python_code("self")
     namespace: dict[str, Any] = dict(source.globals)
     exec(compile(source.src, "<memopt rewritten forward>", "exec"), namespace)  # fx's own code generation
-    return Spliced(namespace["forward"], source.src)
+    generated = namespace["forward"]
+
+    def forward(module: nn.Module, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        result: tuple[Any, ...] = generated(find(module), *tensors)
+        return result
+
+    return Spliced(forward)
