@@ -13,7 +13,7 @@ from memopt.capture import Captured, capture
 from memopt.config import Config, Numerics
 from memopt.errors import CaptureError, ConfigError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
+from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft, group_of
 from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
@@ -121,9 +121,14 @@ def _own_forward(target: nn.Module) -> Callable[..., Any]:
 def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> None:
     """Train copies of both for a step on two samples and compare every bit.
 
+    Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
+
     Raises:
         EquivalenceError: they differ; the message names the first tensor that does.
     """
+    if any(isinstance(m, nn.SyncBatchNorm) and group_of(m) is not None for m in target.modules()):
+        rewriter.note("Not verified: SyncBatchNorm would wait for the other processes.")
+        return
     rewritten = copy.deepcopy(target)
     naive = remove(copy.deepcopy(target))
     try:

@@ -156,7 +156,7 @@ class _Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that is not looked into: one `call_module` node."""
-        with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
+        with inside_leaf(), torch._C.DisableTorchFunction(), _with_a_momentum(module):
             result = module.forward(*args, **kwargs)
         node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
@@ -215,7 +215,7 @@ class _Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def _without_batch_counter(module: nn.Module) -> Iterator[None]:
+def _with_a_momentum(module: nn.Module) -> Iterator[None]:
     """With `momentum=None` a norm reads the value of its counter, which a fake tensor does not have.
 
     Its result does not depend on it, and the counter belongs to the real forward alone.
@@ -223,12 +223,11 @@ def _without_batch_counter(module: nn.Module) -> Iterator[None]:
     if not isinstance(module, nn.modules.batchnorm._NormBase) or module.momentum is not None:
         yield
         return
-    counter = module._buffers["num_batches_tracked"]
-    module._buffers["num_batches_tracked"] = None
+    module.momentum = 0.0
     try:
         yield
     finally:
-        module._buffers["num_batches_tracked"] = counter
+        module.momentum = None
 
 
 def _context() -> tuple[Any, ...]:

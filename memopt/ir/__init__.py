@@ -22,6 +22,7 @@ from memopt.ir.plan import (
     Slot,
     Step,
 )
+from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm
 
 __all__ = [
     "IDENTITY",
@@ -49,5 +50,8 @@ __all__ = [
     "Role",
     "Slot",
     "Step",
+    "dense",
+    "group_of",
     "has_hooks",
+    "synchronised_batch_norm",
 ]
