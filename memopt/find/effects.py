@@ -70,7 +70,9 @@ def _overwritten(node: fx.Node, root: nn.Module) -> fx.Node | None:
         return None
     if node.op == "call_module":
         assert isinstance(node.target, str)
-        return first if getattr(root.get_submodule(node.target), "inplace", False) else None
+        if getattr(root.get_submodule(node.target), "inplace", False):
+            return first
+        return next(iter(node.meta.get("overwrites", ())), None)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     inplace_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     # F.relu(x, True) and the like: the storage of the result tells.

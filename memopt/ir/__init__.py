@@ -22,7 +22,8 @@ from memopt.ir.plan import (
     Slot,
     Step,
 )
-from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm
+from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
+from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
 
 __all__ = [
     "IDENTITY",
@@ -53,5 +54,9 @@ __all__ = [
     "dense",
     "group_of",
     "has_hooks",
+    "is_fully_sharded",
+    "is_in_pieces",
+    "sharding_policy",
     "synchronised_batch_norm",
+    "waits_for_others",
 ]

@@ -8,6 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import _functions
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from memopt.ir.sharded import is_fully_sharded
+
 
 def synchronised_batch_norm(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     """What `nn.SyncBatchNorm` computes where it synchronises, by eager's own function, in a form that a graph can hold.
@@ -44,3 +46,10 @@ def group_of(norm: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
         return None
     group = norm.process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
+
+
+def waits_for_others(root: nn.Module) -> str | None:
+    """What in a model makes a training step wait for other processes, if anything does."""
+    if any(isinstance(m, nn.SyncBatchNorm) and group_of(m) is not None for m in root.modules()):
+        return "SyncBatchNorm"
+    return "FSDP2" if any(map(is_fully_sharded, root.modules())) else None

@@ -80,6 +80,7 @@ def _work(rank: int, store: str, pipe: Connection) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # older torch has nothing else
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{store}",

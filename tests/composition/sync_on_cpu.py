@@ -110,7 +110,7 @@ def allow_on_cpu() -> list[Any]:
     plain = torch._C._get_privateuse1_backend_name
 
     def backend_name() -> str:
-        """SyncBatchNorm lets the device of a private backend through: tell it, and nobody else, that this is the CPU."""
+        """SyncBatchNorm lets the device of a private backend through: tell it alone that this is the CPU."""
         return "cpu" if sys._getframe(1).f_globals["__name__"] == batchnorm.__name__ else plain()
 
     torch._C._get_privateuse1_backend_name = backend_name
