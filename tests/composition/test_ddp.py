@@ -1,12 +1,16 @@
 """DistributedDataParallel in two processes: eager's bits, every parameter once, memory still saved."""
 
 import copy
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import memopt
 from memopt.measure.tracker import StorageTracker
@@ -142,3 +146,64 @@ def mean_square(output: torch.Tensor) -> torch.Tensor:
 def test_memory_is_still_saved(ranks: Ranks) -> None:
     for naive, ours in ranks.run(activation_peak):
         assert ours < 0.6 * naive
+
+
+def around(rank: int, what: str) -> None:
+    """Something between DDP and the model, or around both."""
+    naive = dense_net()
+    model = rewritten_copy(naive)
+    pair = [AROUND[what](m) for m in (naive, model)]
+    for step in range(3):
+        x = images(seed=10 * step + rank)
+        one, two = (train_step(each, (x,)) for each in pair)
+        assert_same(one, two)
+    assert_rewritten(model, 7)
+
+
+class Checkpointed(nn.Module):
+    """The whole model under a checkpoint."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+def with_comm_hook(model: nn.Module) -> nn.Module:
+    parallel = DistributedDataParallel(model)
+    parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    return parallel
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # Dynamo means to hide it
+    return torch.compile(DistributedDataParallel(model), backend="aot_eager")
+
+
+AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "checkpoint": lambda model: DistributedDataParallel(Checkpointed(model)),
+    "compressed gradients": with_comm_hook,
+}
+
+
+@pytest.mark.parametrize("what", AROUND)
+def test_with_something_around(what: str, ranks: Ranks) -> None:
+    ranks.run(around, what)
+
+
+def compiled_after_wrapping(rank: int) -> None:
+    """Naive is not compiled: what Inductor's neighbours make of it need not have eager's bits."""
+    naive = dense_net()
+    model = rewritten_copy(naive)
+    pair = (DistributedDataParallel(naive), compiled(model))
+    for step in range(3):
+        x = images(seed=10 * step + rank)
+        expected, actual = (train_step(each, (x,)) for each in pair)
+        assert_same(expected, {name.replace("_orig_mod.", ""): value for name, value in actual.items()})
+    assert_rewritten(model, 7)
+
+
+def test_compiled_after_wrapping(ranks: Ranks) -> None:
+    ranks.run(compiled_after_wrapping)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 import memopt
 from memopt.measure.bits import same_bits
 from tests.composition.ranks import WORLD_SIZE, Ranks
+from tests.composition.sync_on_cpu import allow_on_cpu, collectives
 from tests.helpers import counted_saves, dense_net, images
 
 
@@ -166,3 +168,65 @@ def blocks_alone(rank: int) -> tuple[str, ...]:
 def test_verification_does_not_wait_for_other_processes(ranks: Ranks) -> None:
     for notes in ranks.run(blocks_alone):
         assert "Not verified: FSDP2 would wait for the other processes." in notes
+
+
+def accumulated(rank: int) -> None:
+    """Gradients of two batches of different size, an evaluation between them, one reduction."""
+    naive = dense_net()
+    pair = sharded(naive, "per block"), sharded(memopt.apply(dense_net()), "per block")
+    observed = []
+    for model in pair:
+        model.set_requires_gradient_sync(False)
+        model(images(3, seed=rank)).square().sum().backward()
+        model.eval()
+        with torch.no_grad():
+            outputs = [model(images(seed=2))]
+        model.train()
+        model.set_requires_gradient_sync(True)
+        model(images(2, seed=5 + rank)).square().sum().backward()
+        observed.append([*outputs, *(whole(p.grad) for p in model.parameters())])
+    assert all(same_bits(a, b) for a, b in zip(*observed, strict=True))
+    assert memopt.explain(pair[1]).ran
+
+
+def test_accumulation_with_an_evaluation_between(ranks: Ranks) -> None:
+    ranks.run(accumulated)
+
+
+def synchronised(rank: int) -> None:
+    allow_on_cpu()
+    make = nn.SyncBatchNorm.convert_sync_batchnorm
+    pair = sharded(make(dense_net()), "per block"), sharded(memopt.apply(make(dense_net())), "per block")
+    logs: tuple[list[str], list[str]] = ([], [])
+    for number in range(2):
+        observed = []
+        for model, log in zip(pair, logs, strict=True):
+            with collectives(log):
+                observed.append(step(model, images(seed=10 * number + rank)))
+        assert all(same_bits(a, b) for a, b in zip(*observed, strict=True))
+    assert logs[0] == logs[1]
+    assert any(entry.startswith("all_gather") for entry in logs[0])
+    assert len(memopt.explain(pair[1]).rewritten) == 5
+
+
+def test_with_sync_batch_norm(ranks: Ranks) -> None:
+    ranks.run(synchronised)
+
+
+def checkpointed(rank: int) -> None:
+    """Sharded weights written by a rewritten model and read by a naive one."""
+    model = sharded(memopt.apply(dense_net()), "per block")
+    step(model, images(seed=rank))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False))
+    other = sharded(dense_net(seed=1), "per block")
+    if rank:
+        state = {}
+    set_model_state_dict(other, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    x = images(seed=5 + rank)
+    expected, actual = step(other, x), step(model, x)
+    own = 1 + 2 * len(list(model.parameters()))  # running statistics are rank 0's from now on
+    assert all(same_bits(a, b) for a, b in zip(expected[:own], actual[:own], strict=True))
+
+
+def test_distributed_checkpoints(ranks: Ranks) -> None:
+    ranks.run(checkpointed)
