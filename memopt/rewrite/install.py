@@ -36,7 +36,7 @@ def installed(module: nn.Module) -> Dispatcher | None:
 def install(module: nn.Module, dispatcher: Dispatcher, reapply: Callable[[nn.Module], nn.Module]) -> None:
     """Make `dispatcher` decide about the forward of `module`; `reapply` is called on deep copies of it."""
     current = type(module)
-    if is_fully_sharded(module):  # FSDP2's class stays on top, as if it had come later
+    if is_fully_sharded(module) and len(current.__bases__) > 1:  # FSDP2's class stays on top, as if it had come later
         sharded, *bases = current.__bases__
         module.__class__ = _with_bases(current, (sharded, *(_subclass(base, dispatcher, reapply) for base in bases)))
     else:

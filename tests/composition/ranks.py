@@ -1,4 +1,4 @@
-"""Two processes with a gloo group between them, kept for a whole test session; nothing here can wait for ever."""
+"""Processes with a group between them, kept for a whole test session; nothing here can wait for ever."""
 
 import datetime
 import os
@@ -27,9 +27,15 @@ class Ranks:
     """Runs functions in every process and returns what each made of it; starts the processes when first needed.
 
     After an error in a task, or one that took too long, the processes are ended: the next task gets new ones.
+
+    Args:
+        backend: of their group.
+        world_size: how many they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "gloo", world_size: int = WORLD_SIZE) -> None:
+        self._backend = backend
+        self._world_size = world_size
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
@@ -60,9 +66,11 @@ class Ranks:
     def _start(self) -> None:
         context = get_context("spawn")  # a fork would inherit autograd's threads
         store = Path(tempfile.mkdtemp()) / "store"
-        for rank in range(WORLD_SIZE):
+        for rank in range(self._world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(rank, str(store), theirs), daemon=True)
+            process = context.Process(
+                target=_work, args=(rank, self._world_size, self._backend, str(store), theirs), daemon=True
+            )
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -77,16 +85,16 @@ def _answer(pipe: Connection, seconds: float) -> Any:
     return pipe.recv()
 
 
-def _work(rank: int, store: str, pipe: Connection) -> None:
+def _work(rank: int, world_size: int, backend: str, store: str, pipe: Connection) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # older torch has nothing else
     distributed.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{store}",
         rank=rank,
-        world_size=WORLD_SIZE,
+        world_size=world_size,
         timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
     )
     pipe.send((True, "ready"))

@@ -230,3 +230,18 @@ def checkpointed(rank: int) -> None:
 
 def test_distributed_checkpoints(ranks: Ranks) -> None:
     ranks.run(checkpointed)
+
+
+def fused(rank: int) -> None:
+    """On a CPU fused kernels are their references: the numbers are close, every rank's weights the same."""
+    naive = sharded(dense_net(), "per block")
+    model = sharded(memopt.apply(dense_net(), config=memopt.Config(numerics="fast")), "per block")
+    for number in range(2):
+        x = images(seed=10 * number + rank)
+        for expected, actual in zip(step(naive, x), step(model, x), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    assert [chain.numerics for chain in memopt.explain(model).rewritten] == ["fast"] * 5
+
+
+def test_fused_kernels(ranks: Ranks) -> None:
+    ranks.run(fused)

@@ -1,6 +1,7 @@
 """Containers with hooks: called as modules, rewritten inside, counted by `explain`, put back by `remove`."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memopt
+from densenet_models import bc
 from tests.helpers import (
     DenseLayer,
     assert_exact,
@@ -115,6 +117,18 @@ def test_remove_puts_every_class_back() -> None:
     memopt.remove(model)
 
     assert [type(m) for m in model.modules()] == classes
+
+
+def test_pickles_hold_plain_containers() -> None:
+    model = memopt.apply(bc.DenseNet(depth=10))
+    handle = model.features.denseblock1.register_forward_hook(lambda *_: None)
+    train_step(model, (images(),))
+    assert type(model.features.denseblock1) is not bc.DenseBlock
+    handle.remove()
+
+    loaded = pickle.loads(pickle.dumps(model))
+
+    assert [type(m) for m in loaded.modules()] == [type(m) for m in bc.DenseNet(depth=10).modules()]
 
 
 def test_copies_have_containers_of_their_own() -> None:
