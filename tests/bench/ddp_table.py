@@ -93,7 +93,9 @@ def broken_promises(rows: list[Row]) -> list[str]:
         case = f"{row['work']} {row['parallel']} {row['norm']} {row['ranks']} × {row['batch']} {row['variant']}"
         loss, naive_loss = float(row["final_loss"]), float(naive["final_loss"])
         is_fast = "fast" in row["variant"]
-        if abs(loss - naive_loss) > (0.01 * abs(naive_loss) if is_fast else 0.0):
+        # Of more than two ranks' gradients the order of summation depends on the layout of DDP's buckets.
+        tolerance = 0.01 if is_fast else 1e-4 if int(row["ranks"]) > 2 else 0.0
+        if abs(loss - naive_loss) > tolerance * abs(naive_loss):
             broken.append(f"{case}: loss {loss} is not naive's {naive_loss}")
         alone = _alone(row, rows)
         if alone is None or row["batch"] != alone["batch"] or row["ranks"] == "1":
