@@ -20,7 +20,8 @@ class Effects:
             node: source for node in graph.nodes if (source := _overwritten(node, root)) is not None
         }
         self._writers: dict[int | None, list[fx.Node]] = {}
-        for node, source in self.mutations.items():
+        inside = [(node, source) for node in graph.nodes for source in node.meta.get("overwrites", ())]
+        for node, source in (*self.mutations.items(), *inside):
             self._writers.setdefault(_storage_of(source), []).append(node)
         # Values whose own gradient can be looked at: those that forward returns, and those with a hook.
         self.observed = {source for node in graph.nodes if _observes(node) for source in node.all_input_nodes}
@@ -70,9 +71,7 @@ def _overwritten(node: fx.Node, root: nn.Module) -> fx.Node | None:
         return None
     if node.op == "call_module":
         assert isinstance(node.target, str)
-        if getattr(root.get_submodule(node.target), "inplace", False):
-            return first
-        return next(iter(node.meta.get("overwrites", ())), None)
+        return first if getattr(root.get_submodule(node.target), "inplace", False) else None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     inplace_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     # F.relu(x, True) and the like: the storage of the result tells.

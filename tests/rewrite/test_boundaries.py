@@ -164,13 +164,14 @@ def test_a_model_of_hooked_containers_alone() -> None:
 
 
 class Overwriting(nn.Module):
-    """Changes its input, as blocks do that start with an in-place activation."""
+    """Changes its inputs, as blocks do that start with an in-place activation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        other.mul_(2.0)
         return self.conv(F.relu(x, inplace=True))
 
 
@@ -179,8 +180,9 @@ def test_a_container_that_overwrites_a_feature(hooked: bool) -> None:
     def body(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         features = [self.stem(x)]
         features.append(self.layer([*features]))
+        other = torch.zeros(1).to(x)
         features.append(self.conv(F.relu(self.norm(torch.cat(features, 1)))))
-        return torch.cat([*features, self.overwriting(features[1])], 1)
+        return torch.cat([*features, self.overwriting(other, features[1])], 1)
 
     model = plain(
         body,
