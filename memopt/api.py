@@ -8,18 +8,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
+from memopt.arguments import as_tuple, checked, unwrapped
 from memopt.capture import Captured, capture
 from memopt.config import Config, Numerics
-from memopt.errors import CaptureError, ConfigError, EquivalenceError, ModelError
+from memopt.errors import EquivalenceError
 from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
+from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft, waits_for_others
 from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
 from memopt.measure.equivalence import check_equivalence
 from memopt.plan import plan_fused, plan_region
-from memopt.rewrite import Region, install, installed, splice, uninstall
+from memopt.rewrite import Region, install, installed, own_forward, splice, uninstall
+from memopt.rewrite.boundaries import boundaries_of, install_within, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
 from memopt.runtime import take_blas_workspaces, unsupported
@@ -27,6 +30,7 @@ from memopt.runtime import take_blas_workspaces, unsupported
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 NOT_RUN_YET = "The rewritten forward has not run yet."
+NOTHING_FOUND = "No concat → norm → activation chain was found: nothing to rewrite."
 
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
 
@@ -59,16 +63,16 @@ def apply(
         EquivalenceError: the rewritten model computes something else than the untouched one. The model is left as
             it was.
     """
-    target = _unwrapped(model)
-    config = _checked(config, example_inputs)
+    target = unwrapped(model)
+    config = checked(config, example_inputs)
     remove(target)
     rewriter = Rewriter(_builder(config))
     _left_alone.pop(target, None)
-    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    install(target, rewriter, _reapply(config))
     if example_inputs is None:
         return model
     try:
-        _prepare_now(target, rewriter, _as_tuple(example_inputs), config)
+        _prepare_now(target, rewriter, as_tuple(example_inputs), config)
     except BaseException:
         remove(target)
         raise
@@ -77,7 +81,7 @@ def apply(
 
 def remove(model: ModuleT) -> ModuleT:
     """Make a model exactly what it was before `memopt.apply`. Does nothing to a model that was never changed."""
-    for module in _unwrapped(model).modules():
+    for module in unwrapped(model).modules():
         if installed(module) is not None:
             uninstall(module)
     return model
@@ -85,7 +89,7 @@ def remove(model: ModuleT) -> ModuleT:
 
 def explain(model: nn.Module) -> Explanation:
     """What was found in a model, what was done with each chain, and the reason wherever nothing was."""
-    target = _unwrapped(model)
+    target = unwrapped(model)
     rewriter = installed(target)
     if not isinstance(rewriter, Rewriter):
         note = "memopt.apply is not in force on this model."
@@ -93,42 +97,42 @@ def explain(model: nn.Module) -> Explanation:
     if rewriter.latest is None:
         note = "Nothing is recorded yet: the first forward that records gradients does it."
         return Explanation(True, False, False, (), (note,))
-    known = rewriter.latest.explanation
-    notes = known.notes
-    if known.rewritten and not rewriter.ran:
-        notes = (*notes, NOT_RUN_YET)
-    return Explanation(True, known.captured, rewriter.ran, known.chains, notes)
+    latest = rewriter.latest
+    own = replace(latest.explanation, applied=True, ran=rewriter.ran)
+    known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
+    notes = [note for note in known.notes if note != NOTHING_FOUND or not known.chains]
+    notes += [NOT_RUN_YET] if own.rewritten and not rewriter.ran else []
+    return replace(known, notes=tuple(notes))
 
 
 def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
     with torch.enable_grad():
-        rewritten = rewriter.prepare(target, _own_forward(target), inputs, {})
-    if rewritten.function is None:
+        rewritten = rewriter.prepare(target, own_forward(target), inputs, {})
+    if rewritten.function is None and not rewritten.boundaries:
         remove(target)
         _left_alone[target] = replace(rewritten.explanation, applied=False)
     elif config.verify:
-        _verify(target, inputs, rewriter)
+        _verify(target, inputs, rewriter, config)
 
 
-def _own_forward(target: nn.Module) -> Callable[..., Any]:
-    """The forward of the user's class, beneath ours."""
-    user_class: Any = type(target).__bases__[0]
-    forward: Callable[..., Any] = user_class.forward
-    return forward
-
-
-def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> None:
+def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter, config: Config) -> None:
     """Train copies of both for a step on two samples and compare every bit.
+
+    Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
 
     Raises:
         EquivalenceError: they differ; the message names the first tensor that does.
     """
+    waits = waits_for_others(target)
+    if waits is not None:
+        rewriter.note(f"Not verified: {waits} would wait for the other processes.")
+        return
     rewritten = copy.deepcopy(target)
     naive = remove(copy.deepcopy(target))
     try:
         few = first_samples(inputs, CHECK_SAMPLES)
-        fused = any(chain.numerics == "fast" for chain in explain(target).chains)
+        fused = _may_be_fused(target, rewriter, few, config)
         result = check_bound(naive, rewritten, few) if fused else check_equivalence(naive, rewritten, [few], steps=1)
     except torch.OutOfMemoryError:
         rewriter.note("Not verified: the comparison with the untouched model did not fit in memory.")
@@ -138,6 +142,15 @@ def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> N
             f"{type(target).__name__}: the rewritten model differs from the untouched one, first in "
             f"{next(iter(result.differing), 'its outputs')}. The model is left as it was. Please report it."
         )
+
+
+def _may_be_fused(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> bool:
+    """Whether a chain runs on fused kernels, or may do so inside a boundary, which is not recorded yet."""
+    if any(chain.numerics == "fast" for chain in explain(target).chains):
+        return True
+    devices = [leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    has_boundaries = rewriter.latest is not None and bool(rewriter.latest.boundaries)
+    return has_boundaries and any(_wants_fused(config.numerics, device) for device in devices)
 
 
 def compare(
@@ -164,12 +177,12 @@ def compare(
     Raises:
         CaptureError: forward cannot be recorded.
     """
-    chosen = replace(_checked(config, example_inputs), verify=False)  # the comparison is the verification
+    chosen = replace(checked(config, example_inputs), verify=False)  # the comparison is the verification
     # The prediction is for a GPU, where "auto" means fused kernels, also if this machine has none.
     on_target = replace(chosen, numerics="fast") if chosen.numerics == "auto" else chosen
     result = measure_comparison(
         make_model,
-        _as_tuple(example_inputs),
+        as_tuple(example_inputs),
         apply=lambda model, inputs: apply(model, inputs, config=chosen),
         apply_on_target=lambda model: apply(model, config=on_target),
         remove=remove,
@@ -185,50 +198,21 @@ def compare(
     return result
 
 
-def _checked(config: object, example_inputs: object) -> Config:
-    """The configuration, if that is what was given."""
-    if isinstance(example_inputs, Config):
-        raise ConfigError(
-            "memopt.apply takes example inputs in the second place. Pass config=memopt.Config(...) by name."
-        )
-    if config is not None and not isinstance(config, Config):
-        raise ConfigError(f"config is a {type(config).__name__}. Pass a memopt.Config: memopt.Config(recompute=...).")
-    return config or Config()
-
-
-def _as_tuple(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:
-    return (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner: nn.Module = model.module
-        return inner
-    _require_module(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("The model is a ScriptModule. Apply memopt to the Python module it was made from.")
-    if hasattr(model, "_orig_mod"):
-        raise CaptureError("The model is compiled already. Call memopt.apply first and torch.compile after it.")
-    return model
-
-
-def _require_module(model: object) -> None:
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        name = model.__name__
-        raise ModelError(f"{name} is a class. Pass an instance: memopt.apply({name}()).")
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"memopt needs a torch.nn.Module, not a {type(model).__name__}. Pass the model itself.")
-
-
 def _builder(config: Config) -> Callable[..., RewrittenForward]:
     level: Level = "concat" if config.recompute == "concat" else "layer"
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        return _rewrite_forward(model, plain, args, kwargs, level, config.numerics)
+        rewritten = _rewrite_forward(model, plain, args, kwargs, level, config.numerics)
+        install_within(model, rewritten.boundaries, lambda: Rewriter(build), _reapply(config))
+        return rewritten
 
     return build
+
+
+def _reapply(config: Config) -> Callable[[nn.Module], nn.Module]:
+    return lambda duplicate: apply(duplicate, config=config)
 
 
 def _rewrite_forward(
@@ -245,24 +229,29 @@ def _rewrite_forward(
     drafts = [draft_region(group, found) for group in groups]
     fused = [_fused(group, draft, level, numerics) for group, draft in zip(groups, drafts, strict=True)]
     explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
+    boundaries = boundaries_of(captured, found)
     if not groups:
-        return RewrittenForward(None, None, explanation)
+        return RewrittenForward(None, None, explanation, boundaries)
     regions = [
         Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft, level))
         for group, draft, plan in zip(groups, drafts, fused, strict=True)
     ]
     spliced = splice(captured, found, regions)
     take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
-    return RewrittenForward(spliced.function, captured.output_spec, explanation)
+    return RewrittenForward(spliced.function, captured.output_spec, explanation, boundaries)
 
 
 def _fused(group: Group, draft: RegionDraft, level: Level, numerics: Numerics) -> FusedPlan | str | None:
     """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
     device = group.nodes[0].meta["val"].device
-    if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
+    if not _wants_fused(numerics, device):
         return None
     reason = unsupported(device)
     return plan_fused(draft, level) if reason is None else reason
+
+
+def _wants_fused(numerics: Numerics, device: torch.device) -> bool:
+    return numerics == "fast" or (numerics == "auto" and device.type == "cuda")
 
 
 def _explain(
@@ -282,7 +271,7 @@ def _explain(
             slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
     reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason) for entry in rejected}
     in_order = tuple(reports[node] for node in captured.order if node in reports)
-    notes = slow if reports else ["No concat → norm → activation chain was found: nothing to rewrite."]
+    notes = slow if reports else [NOTHING_FOUND]
     return Explanation(True, True, False, in_order, tuple(notes))
 
 

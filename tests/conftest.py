@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.composition.ranks import Ranks
 
 # Without a GPU, Triton's kernels run in its interpreter, which is chosen when they are defined.
 if not torch.cuda.is_available():
@@ -25,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """One pair of processes for every test that needs several; they start when the first one does."""
+    pair = Ranks()
+    yield pair
+    pair.stop()
 
 
 def _load_command_from_the_tree() -> None:

@@ -9,14 +9,25 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from memopt.errors import CaptureError
+from memopt.ir import is_in_pieces, sharding_policy
 
 
-def fake_of(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    """A fake tensor of `mode` with the metadata of `tensor` (itself if it is one already)."""
+def fake_of(tensor: torch.Tensor, mode: FakeTensorMode, whole_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A fake tensor of `mode` with the metadata of `tensor` (itself if it is one already).
+
+    Of a parameter that is in pieces: of the whole, in `whole_dtype` if that is given.
+    """
     if isinstance(tensor, FakeTensor):
         return tensor
-    # Detached: making a fake of a tensor inside a graph would look at its `.grad`, which warns.
-    fake = mode.from_tensor(tensor.detach(), static_shapes=True).requires_grad_(tensor.requires_grad)
+    if is_in_pieces(tensor):
+        with mode:
+            fake = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=whole_dtype or tensor.dtype, device=tensor.device
+            )
+    else:
+        # Detached: making a fake of a tensor inside a graph would look at its `.grad`, which warns.
+        fake = mode.from_tensor(tensor.detach(), static_shapes=True)
+    fake.requires_grad_(tensor.requires_grad)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
@@ -34,6 +45,7 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
     attributes: list[tuple[_Store, str]] = []
     seen: set[int] = set()
     fakes: dict[int, torch.Tensor] = {}  # what is shared stays shared
+    dtypes = _whole_dtypes(root)
     for path, module in root.named_modules():
         attributes.append((vars(module), path))
         for store in (module._parameters, module._buffers, vars(module)):
@@ -43,7 +55,7 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
             for name, tensor in store.items():
                 if isinstance(tensor, torch.Tensor):
                     if id(tensor) not in fakes:
-                        fakes[id(tensor)] = fake_of(tensor, mode)
+                        fakes[id(tensor)] = fake_of(tensor, mode, dtypes[path])
                     fake = fakes[id(tensor)]
                     full = f"{path}.{name}" if path else name
                     names.setdefault(id(fake), full)
@@ -65,6 +77,15 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
                 del store[full.rpartition(".")[2]]
         for store, name, tensor, _, _ in swapped:
             store[name] = tensor
+
+
+def _whole_dtypes(root: nn.Module) -> dict[str, torch.dtype | None]:
+    """For each module by path: the dtype in which FSDP2 makes its parameters whole, which a parent may decide."""
+    dtypes: dict[str, torch.dtype | None] = {}
+    for path, module in root.named_modules():
+        policy = sharding_policy(module)
+        dtypes[path] = dtypes.get(path.rpartition(".")[0]) if policy is None else policy.parameters
+    return dtypes
 
 
 _Store = dict[str, Any]

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import nn
+from torch.nn.modules import batchnorm
 from torch.utils import checkpoint
+
+from memopt.ir import synchronised_batch_norm
 
 
 class Recorder(Protocol):
@@ -73,6 +76,8 @@ _interceptions = 0
 _plain_call = nn.Module.__call__
 _plain_reentrant = checkpoint.CheckpointFunction
 _plain_generator = checkpoint._checkpoint_without_reentrant_generator
+_norms: Any = batchnorm
+_plain_sync = _norms.sync_batch_norm
 
 
 @contextmanager
@@ -84,6 +89,7 @@ def _calls_intercepted() -> Iterator[None]:
         # Inside `checkpoint`, which users have imported by name already.
         checkpoint.CheckpointFunction = _Reentrant  # type: ignore[assignment,misc]
         checkpoint._checkpoint_without_reentrant_generator = _around_checkpoint
+        _norms.sync_batch_norm = _Synchronised
     try:
         yield
     finally:
@@ -93,6 +99,7 @@ def _calls_intercepted() -> Iterator[None]:
                 nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
                 checkpoint.CheckpointFunction = _plain_reentrant  # type: ignore[misc]
                 checkpoint._checkpoint_without_reentrant_generator = _plain_generator
+                _norms.sync_batch_norm = _plain_sync
 
 
 class _Reentrant:
@@ -101,6 +108,12 @@ class _Reentrant:
     @staticmethod
     def apply(function: Any, preserve: bool, *args: Any) -> Any:
         return function(*args) if is_recording() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
+
+
+class _Synchronised:
+    """Stands for autograd's function inside `nn.SyncBatchNorm`, whose collectives must not run for a recording."""
+
+    apply = staticmethod(synchronised_batch_norm)
 
 
 def _around_checkpoint(*args: Any, **kwargs: Any) -> Iterator[Any]:

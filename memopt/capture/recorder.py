@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
 from memopt.capture.fake_state import fake_of, fake_state
+from memopt.capture.hooked import call_as_hooked
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.side_effects import refusing_side_effects
 from memopt.capture.source import user_line
 from memopt.errors import CaptureError
-from memopt.ir import has_hooks
+from memopt.ir import has_hooks, is_in_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Captured:
     Attributes:
         graph: one placeholder per tensor among the flattened inputs, one node per call into torch. `meta["val"]` of
             a node is its fake result, `meta["source"]` the user's "file:line", `meta["hooked"]` of a module call
-            whether hooks, which were not run, may return something else.
+            whether hooks, which were not run, may return something else, `meta["boundary"]` whether it is a container
+            of the user's, `meta["overwrites"]` its inputs that it changes.
         output_spec: how to rebuild what forward returned from the graph's flat outputs.
         order: the nodes as recorded, also after the graph was changed.
     """
@@ -110,9 +112,13 @@ class _Recorder(TorchFunctionMode):
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
         self._context = _context()
+        self._in_pieces = {name for name, parameter in root.named_parameters() if is_in_pieces(parameter)}
 
     def placeholder(self, tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         fake = fake_of(tensor, mode)
+        if not tensor.is_leaf and fake.is_leaf:  # what another module made may be overwritten, a leaf may not
+            with mode:
+                fake = fake.clone()
         node = self.graph.placeholder(f"input_{len(self._nodes)}")
         self._bind(fake, node)
         return fake
@@ -159,10 +165,16 @@ class _Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that is not looked into: one `call_module` node."""
+        path, is_boundary = self.paths[id(module)], not _is_torchs(module)
+        if not has_hooks(module) and any(name.rpartition(".")[0] == path for name in self._in_pieces):
+            raise CaptureError(_WHOLE_LATER.format(path))
+        versions = {id(t): t._version for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
-            result = module.forward(*args, **kwargs)
-        node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
+            result = call_as_hooked(module, args, kwargs)
+        node = self._record("call_module", path, args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
+        node.meta["boundary"] = is_boundary
+        node.meta["overwrites"] = [n for n in node.all_input_nodes if _version(n) != versions.get(id(n.meta["val"]))]
         return result
 
     def _record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> fx.Node:
@@ -212,6 +224,8 @@ class _Recorder(TorchFunctionMode):
                     f"{self.last_source or 'forward'}: uses a tensor that is no input, parameter or buffer of the "
                     "model. Register it as a buffer."
                 )
+            if name in self._in_pieces:
+                raise CaptureError(_WHOLE_LATER.format(name))
             node = self.graph.create_node("get_attr", name)
             self._bind(value, node)
         return node
@@ -226,12 +240,11 @@ def _without_batch_counter(module: nn.Module) -> Iterator[None]:
     if not isinstance(module, nn.modules.batchnorm._NormBase) or module.momentum is not None:
         yield
         return
-    counter = module._buffers["num_batches_tracked"]
-    module._buffers["num_batches_tracked"] = None
+    module.momentum = 0.0
     try:
         yield
     finally:
-        module._buffers["num_batches_tracked"] = counter
+        module.momentum = None
 
 
 def _context() -> tuple[Any, ...]:
@@ -243,9 +256,24 @@ def _context() -> tuple[Any, ...]:
     )
 
 
+_WHOLE_LATER = (
+    "The parameters of {} are in pieces (DTensor). Where FSDP2 shards them, apply memopt without example inputs: "
+    "forward is then recorded when they are whole. Tensor parallelism is not supported."
+)
+
+
+def _version(node: fx.Node) -> int | None:
+    value = node.meta["val"]
+    return value._version if isinstance(value, torch.Tensor) else None
+
+
 def _is_leaf(module: nn.Module) -> bool:
     """Torch's own modules, and whatever has hooks that inlining would skip."""
-    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)) or has_hooks(module):
+    return has_hooks(module) or _is_torchs(module)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
         return True
     home = type(module).__module__
     return (home.startswith("torch.nn.") or home.startswith("torch._dynamo")) and not isinstance(module, nn.Sequential)

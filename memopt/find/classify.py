@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from memopt.find.activations import called_activation, module_activation
-from memopt.ir import Kind, Operand, OpSpec, Role, has_hooks
+from memopt.ir import Kind, Operand, OpSpec, Role, group_of, has_hooks, synchronised_batch_norm
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _InstanceNorm = nn.modules.instancenorm._InstanceNorm
@@ -77,9 +77,9 @@ def _classify_module(module: nn.Module) -> OpSpec | str | None:
 
 def _module_spec(module: nn.Module) -> OpSpec | str | None:
     forward: Any = type(module).forward
-    if isinstance(module, nn.SyncBatchNorm):
-        return "SyncBatchNorm is not supported yet"
-    if isinstance(module, _BatchNorm) and forward is _BatchNorm.forward:
+    if isinstance(module, nn.SyncBatchNorm) and forward is nn.SyncBatchNorm.forward and group_of(module) is not None:
+        return OpSpec(Kind.SYNC_BATCH_NORM, Role.NORM, from_module=True)
+    if isinstance(module, _BatchNorm) and forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         batch_statistics = module.training or module.running_mean is None
         return OpSpec(Kind.BATCH_NORM, Role.NORM, from_module=True, writes_out=batch_statistics)
     if isinstance(module, _InstanceNorm) and forward is _InstanceNorm.forward:
@@ -145,6 +145,8 @@ def _classify_function(node: fx.Node) -> OpSpec | str | None:
     if target is F.batch_norm:
         training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
         return _functional(node, Kind.BATCH_NORM, Role.NORM, writes_out=bool(training))
+    if target is synchronised_batch_norm:
+        return _functional(node, Kind.SYNC_BATCH_NORM, Role.NORM)
     if target is F.instance_norm:
         if node.kwargs.get("running_mean", node.args[1] if len(node.args) > 1 else None) is not None:
             return "instance_norm with running statistics is not supported"

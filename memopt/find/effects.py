@@ -20,7 +20,8 @@ class Effects:
             node: source for node in graph.nodes if (source := _overwritten(node, root)) is not None
         }
         self._writers: dict[int | None, list[fx.Node]] = {}
-        for node, source in self.mutations.items():
+        inside = [(node, source) for node in graph.nodes for source in node.meta.get("overwrites", ())]
+        for node, source in (*self.mutations.items(), *inside):
             self._writers.setdefault(_storage_of(source), []).append(node)
         # Values whose own gradient can be looked at: those that forward returns, and those with a hook.
         self.observed = {source for node in graph.nodes if _observes(node) for source in node.all_input_nodes}

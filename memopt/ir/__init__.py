@@ -22,6 +22,8 @@ from memopt.ir.plan import (
     Slot,
     Step,
 )
+from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
+from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
 
 __all__ = [
     "IDENTITY",
@@ -49,5 +51,12 @@ __all__ = [
     "Role",
     "Slot",
     "Step",
+    "dense",
+    "group_of",
     "has_hooks",
+    "is_fully_sharded",
+    "is_in_pieces",
+    "sharding_policy",
+    "synchronised_batch_norm",
+    "waits_for_others",
 ]

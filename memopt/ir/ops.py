@@ -13,6 +13,7 @@ class Kind(StrEnum):
 
     CONCAT = "concat"  # torch.cat along the channel dimension
     BATCH_NORM = "batch_norm"  # normalisation that may update running statistics
+    SYNC_BATCH_NORM = "sync_batch_norm"  # the same with the statistics of all processes of a group
     RELU = "relu"  # its gradient needs only its output
     CONVOLUTION = "convolution"  # zero-padded, not transposed
     DROPOUT = "dropout"  # draws random numbers once, keeps its mask
@@ -85,7 +86,7 @@ class Operand:
     index: int
 
 
-NEEDS_INPUT: frozenset[Kind] = frozenset({Kind.BATCH_NORM, Kind.CONVOLUTION, Kind.PURE})
+NEEDS_INPUT: frozenset[Kind] = frozenset({Kind.BATCH_NORM, Kind.SYNC_BATCH_NORM, Kind.CONVOLUTION, Kind.PURE})
 """Kinds whose gradient reads the operation's input."""
 
 NEEDS_OUTPUT: frozenset[Kind] = frozenset({Kind.RELU})

@@ -39,7 +39,7 @@ def plan_region(draft: RegionDraft, level: Level) -> RegionPlan:
 
 def _settle_in_place(draft: RegionDraft, kept: frozenset[int]) -> tuple[Step, ...]:
     """Overwriting is allowed where the input is a norm's own result that nothing else reads, now or in backward."""
-    norms = {step.output for step in draft.steps if step.op.kind is Kind.BATCH_NORM}
+    norms = {step.output for step in draft.steps if step.op.kind in (Kind.BATCH_NORM, Kind.SYNC_BATCH_NORM)}
     readers = Counter(value for step in draft.steps for value in {*step.inputs, *step.leaves})
     free = {value for value in norms - kept - set(draft.outputs) if readers[value] == 1}
     return tuple(replace(step, in_place=step.in_place and step.inputs[0] in free) for step in draft.steps)

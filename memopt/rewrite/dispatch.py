@@ -30,6 +30,14 @@ CACHED_FORWARDS = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Boundary:
+    """A container with hooks, which was not looked into: its path, and how many chains were recorded before it."""
+
+    path: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class RewrittenForward:
     """A forward for one signature.
 
@@ -38,11 +46,13 @@ class RewrittenForward:
             was rewritten: the module's own forward runs.
         output_spec: how to rebuild the result from the flat outputs.
         explanation: what was found and done.
+        boundaries: the containers with hooks that it calls.
     """
 
     function: Callable[..., tuple[Any, ...]] | None
     output_spec: pytree.TreeSpec | None
     explanation: Explanation
+    boundaries: tuple[Boundary, ...] = ()
 
 
 REFUSALS = 3
@@ -111,6 +121,7 @@ class Rewriter:
             found = self._cache.get(key)
             if found is None:
                 found = self._build(module, plain, args, kwargs)
+                self._remember(_key(module, args, kwargs), found)  # boundaries have got a class of their own
             self._remember(key, found)
         return found
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from memopt.ir import is_fully_sharded
+
 
 class Dispatcher(Protocol):
     """Decides at every call which forward runs."""
@@ -33,8 +35,12 @@ def installed(module: nn.Module) -> Dispatcher | None:
 
 def install(module: nn.Module, dispatcher: Dispatcher, reapply: Callable[[nn.Module], nn.Module]) -> None:
     """Make `dispatcher` decide about the forward of `module`; `reapply` is called on deep copies of it."""
-    base = type(module)
-    module.__class__ = _subclass(base, dispatcher, reapply)
+    current = type(module)
+    if is_fully_sharded(module) and len(current.__bases__) > 1:  # FSDP2's class stays on top, as if it had come later
+        sharded, *bases = current.__bases__
+        module.__class__ = _with_bases(current, (sharded, *(_subclass(base, dispatcher, reapply) for base in bases)))
+    else:
+        module.__class__ = _subclass(current, dispatcher, reapply)
 
 
 def uninstall(module: nn.Module) -> None:
@@ -43,9 +49,19 @@ def uninstall(module: nn.Module) -> None:
     if _MARK in vars(current):
         module.__class__ = current.__bases__[0]
         return
-    bases = tuple(b.__bases__[0] if _MARK in vars(b) else b for b in current.__bases__)
+    module.__class__ = _with_bases(current, tuple(b.__bases__[0] if _MARK in vars(b) else b for b in current.__bases__))
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the user's class, beneath ours."""
+    ours: Any = next(c for c in type(module).__mro__ if _MARK in vars(c))
+    forward: Callable[..., Any] = ours.__bases__[0].forward
+    return forward
+
+
+def _with_bases(current: type[nn.Module], bases: tuple[type, ...]) -> type[nn.Module]:
     namespace = {k: v for k, v in vars(current).items() if k not in ("__dict__", "__weakref__")}
-    module.__class__ = type(current.__name__, bases, namespace)
+    return cast("type[nn.Module]", type(current.__name__, bases, namespace))
 
 
 def _subclass(

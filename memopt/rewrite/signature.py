@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 Signature = tuple[Any, ...]
 
@@ -36,9 +36,14 @@ def _describe(leaf: Any) -> Any:
 
 
 def mode_signature(device_type: str) -> Signature:
-    """Global modes that choose kernels or casts."""
+    """Global modes that choose kernels or casts, and the processes that norms may share their statistics with."""
     autocast = torch.is_autocast_enabled(device_type)
-    return (autocast, torch.get_autocast_dtype(device_type) if autocast else None, torch.backends.cudnn.enabled)
+    return (
+        autocast,
+        torch.get_autocast_dtype(device_type) if autocast else None,
+        torch.backends.cudnn.enabled,
+        distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None,
+    )
 
 
 def module_signature(root: nn.Module) -> Signature:

@@ -223,7 +223,7 @@ def provenance() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU",
         "torch": torch.__version__,
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

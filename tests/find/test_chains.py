@@ -9,7 +9,7 @@ from torch import nn
 
 import memopt
 from densenet_models import bc, growing, plain, signal, volumetric
-from tests.helpers import images
+from tests.helpers import assert_exact, images
 from tests.helpers import plain as model_of
 
 
@@ -68,14 +68,16 @@ def test_hooks_inside_a_chain_leave_it_alone() -> None:
     ]
 
 
-def test_synchronised_norms_are_left_alone() -> None:
+def test_synchronised_norms_with_a_forward_of_their_own_are_looked_into() -> None:
+    class Shifted(nn.SyncBatchNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
     def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return m.conv(F.relu(m.norm(torch.cat([x, x], 1))))
 
-    model = model_of(body, norm=lambda: nn.SyncBatchNorm(6).eval(), conv=lambda: nn.Conv2d(6, 2, 1)).eval()
-    memopt.apply(model, images())
-
-    assert [chain.reason for chain in memopt.explain(model).chains] == ["SyncBatchNorm is not supported yet"]
+    model = model_of(body, norm=lambda: Shifted(6), conv=lambda: nn.Conv2d(6, 2, 1))
+    assert_exact(model, images())
 
 
 @pytest.mark.parametrize("look_alike", ["u-net", "residual", "batch concat"])

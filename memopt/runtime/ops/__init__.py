@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from memopt.ir import Kind, Operand, OpSpec
-from memopt.runtime.ops import batch_norm, convolution, elementwise, pure
+from memopt.runtime.ops import batch_norm, convolution, elementwise, pure, sync_batch_norm
 from memopt.runtime.ops.base import Bound, Operation, Params, Stash
 
 _MODULE_BINDERS: dict[Kind, Any] = {
     Kind.BATCH_NORM: batch_norm.bind_module,
+    Kind.SYNC_BATCH_NORM: sync_batch_norm.bind_module,
     Kind.RELU: elementwise.bind_relu_module,
     Kind.CONVOLUTION: convolution.bind_module,
     Kind.DROPOUT: elementwise.bind_dropout_module,
@@ -42,6 +43,8 @@ def _bind_function(spec: OpSpec, args: list[Any], kwargs: dict[str, Any]) -> Bou
         return elementwise.bind_relu_function(spec.target, *args, **kwargs)
     if spec.kind is Kind.BATCH_NORM:
         return batch_norm.bind_function(*args, **kwargs)
+    if spec.kind is Kind.SYNC_BATCH_NORM:
+        return sync_batch_norm.bind_function(*args)
     if spec.kind is Kind.CONVOLUTION:
         return convolution.bind_function(*args, **kwargs)
     if spec.kind is Kind.DROPOUT:

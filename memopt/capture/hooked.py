@@ -1,0 +1,26 @@
+"""A module whose hooks a recording does not run: what forward makes of its inputs, cast as FSDP2's hooks cast them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from memopt.ir import sharding_policy
+
+
+def call_as_hooked(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a module's forward alone."""
+    policy = sharding_policy(module)
+    if policy is None:
+        return module.forward(*args, **kwargs)
+    args, kwargs = _cast((args, kwargs), policy.inputs)
+    return _cast(module.forward(*args, **kwargs), policy.outputs)
+
+
+def _cast(values: Any, dtype: torch.dtype | None) -> Any:
+    def cast(value: Any) -> Any:
+        is_wanted = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_wanted else value
+
+    return values if dtype is None else pytree.tree_map(cast, values)

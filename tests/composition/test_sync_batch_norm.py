@@ -1,0 +1,198 @@
+"""SyncBatchNorm inside chains: eager's bits, eager's collectives, none of them twice."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import memopt
+from tests.composition.ranks import Ranks
+from tests.composition.sync_on_cpu import allow_on_cpu, collectives
+from tests.helpers import (
+    LEVELS,
+    assert_exact,
+    assert_rewritten,
+    assert_same,
+    counted_saves,
+    dense_net,
+    images,
+    rewritten_copy,
+    train_step,
+    unsettle,
+)
+
+
+class SyncBatchNormAct(nn.SyncBatchNorm):
+    """As timm writes it: the norm's own forward, then dropout and activation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drop = nn.Identity()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def synchronised() -> nn.Module:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(dense_net())
+
+
+def half_synchronised() -> nn.Module:
+    """BatchNorm and SyncBatchNorm in one chain."""
+    model = dense_net()
+    for layer in (*model.block1.layers, *model.block2.layers):
+        layer.norm2 = nn.SyncBatchNorm.convert_sync_batchnorm(layer.norm2)
+    return model
+
+
+def with_activations() -> nn.Module:
+    model = dense_net()
+    torch.manual_seed(0)
+    for layer in (*model.block1.layers, *model.block2.layers):
+        layer.norm1 = SyncBatchNormAct(layer.norm1.num_features)
+        layer.norm2 = SyncBatchNormAct(layer.norm2.num_features)
+        layer.relu1 = layer.relu2 = nn.Identity()
+    return unsettle(model)
+
+
+def with_settings(**settings: Any) -> nn.Module:
+    model = dense_net()
+    torch.manual_seed(0)
+    for layer in (*model.block1.layers, *model.block2.layers):
+        layer.norm1 = nn.SyncBatchNorm(layer.norm1.num_features, **settings)
+    return unsettle(model)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "converted": synchronised,
+    "one norm of two": half_synchronised,
+    "norm and activation in one module": with_activations,
+    "cumulative average": lambda: with_settings(momentum=None),
+    "no affine part": lambda: with_settings(affine=False),
+    "no running statistics": lambda: with_settings(track_running_stats=False),
+}
+
+
+def trained(rank: int, name: str, level: str, sizes: tuple[int, int], ddp: bool) -> None:
+    """Two steps, naive and rewritten: the same bits, the same collectives in the same order."""
+    allow_on_cpu()
+    naive = MODELS[name]()
+    rewritten = rewritten_copy(naive, level)
+    logs: tuple[list[str], list[str]] = ([], [])
+    models = [DistributedDataParallel(m) if ddp else m for m in (naive, rewritten)]
+    for step in range(2):
+        x = images(sizes[rank], seed=10 * step + rank)
+        observed = []
+        for model, log in zip(models, logs, strict=True):
+            with collectives(log):
+                observed.append(train_step(model, (x,)))
+        assert_same(*observed)
+    assert logs[0] == logs[1]
+    gathered = [entry for entry in logs[0] if entry.startswith("all_gather")]
+    assert len(gathered) == 2 * sum(isinstance(m, nn.SyncBatchNorm) for m in naive.modules())
+    assert_rewritten(rewritten, 7)
+    assert not memopt.explain(rewritten).rejected
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_as_eager_does(name: str, level: str, ranks: Ranks) -> None:
+    ranks.run(trained, name, level, (2, 2), False)
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 0)])
+def test_batches_of_different_size(sizes: tuple[int, int], ranks: Ranks) -> None:
+    ranks.run(trained, "converted", "layer", sizes, True)
+
+
+def test_under_distributed_data_parallel(ranks: Ranks) -> None:
+    ranks.run(trained, "converted", "layer", (2, 2), True)
+
+
+def in_eval_mode(rank: int) -> None:
+    allow_on_cpu()
+    naive = synchronised().eval()
+    log: list[str] = []
+    rewritten = rewritten_copy(naive)
+    with collectives(log):
+        assert_same(train_step(naive, (images(),)), train_step(rewritten, (images(),)))
+    assert log == []
+    assert_rewritten(rewritten, 7)
+
+
+def test_eval_mode_needs_no_other_process(ranks: Ranks) -> None:
+    ranks.run(in_eval_mode)
+
+
+def saved_bytes(model: nn.Module) -> int:
+    sizes: list[int] = []
+    model(images(4, 8))
+    with counted_saves(sizes):
+        model(images(4, 8))
+    return sum(sizes)
+
+
+def memory(rank: int) -> list[int]:
+    allow_on_cpu()
+    naive = synchronised()
+    return [saved_bytes(model) for model in (naive, rewritten_copy(naive), rewritten_copy(dense_net()))]
+
+
+def test_as_little_is_saved_as_with_batch_norm(ranks: Ranks) -> None:
+    for naive, ours, ours_with_batch_norm in ranks.run(memory):
+        assert ours < 0.6 * naive
+        assert ours <= 1.02 * ours_with_batch_norm
+
+
+def with_fast(rank: int) -> str:
+    allow_on_cpu()
+    naive = synchronised()
+    model = rewritten_copy(naive, numerics="fast")
+    assert_same(train_step(naive, (images(),)), train_step(model, (images(),)))
+    return str(memopt.explain(model))
+
+
+def test_fused_kernels_leave_it_to_the_exact_runtime_with_the_reason(ranks: Ranks) -> None:
+    for text in ranks.run(with_fast):
+        assert "runs exactly, not on fused kernels: its norms wait for the statistics of other processes" in text
+
+
+def verified_now(rank: int) -> tuple[str, ...]:
+    allow_on_cpu()
+    log: list[str] = []
+    with collectives(log):
+        model = memopt.apply(synchronised(), images()) if rank == 0 else synchronised()
+    assert log == []
+    return memopt.explain(model).notes
+
+
+def test_verification_does_not_wait_for_other_processes(ranks: Ranks) -> None:
+    assert any("Not verified" in note and "SyncBatchNorm" in note for note in ranks.run(verified_now)[0])
+
+
+def own_group(rank: int) -> None:
+    """Statistics over a group of this rank alone: no synchronisation at all, in eager too."""
+    allow_on_cpu()
+    groups = [distributed.new_group([n]) for n in range(distributed.get_world_size())]
+    naive = nn.SyncBatchNorm.convert_sync_batchnorm(dense_net(), groups[rank])
+    rewritten = memopt.apply(copy.copy(nn.SyncBatchNorm.convert_sync_batchnorm(dense_net(), groups[rank])))
+    log: list[str] = []
+    with collectives(log):
+        assert_same(train_step(naive, (images(),)), train_step(rewritten, (images(),)))
+    assert log == []
+    assert_rewritten(rewritten, 7)
+
+
+def test_a_group_of_one(ranks: Ranks) -> None:
+    ranks.run(own_group)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_processes_it_is_batch_norm(name: str) -> None:
+    assert_exact(MODELS[name](), images(), at_least=7)
+    assert_exact(MODELS[name]().eval(), images(), at_least=7)

@@ -1,0 +1,217 @@
+"""Containers with hooks: called as modules, rewritten inside, counted by `explain`, put back by `remove`."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import memopt
+from densenet_models import bc
+from tests.helpers import (
+    DenseLayer,
+    assert_exact,
+    assert_same,
+    assert_trains_alike,
+    counted_saves,
+    dense_net,
+    images,
+    plain,
+    rewritten_copy,
+    train_step,
+)
+
+
+def seen(model: nn.Module, log: list[torch.Tensor]) -> Any:
+    return model.register_forward_hook(lambda module, args, output: log.append(output.detach().clone()))
+
+
+def test_what_is_inside_a_hooked_container_is_rewritten() -> None:
+    naive = dense_net()
+    model = rewritten_copy(naive)
+    log: list[torch.Tensor] = []
+    seen(model.block2, log)
+
+    assert_trains_alike(naive, model, images())
+
+    explanation = memopt.explain(model)
+    assert len(log) == 2
+    # The final norm reads what the container returns: no concat that a recording sees.
+    assert [chain.module for chain in explanation.rewritten] == [
+        *(f"block1.layers.{n}.norm1" for n in range(3)),
+        "transition.0",
+        *(f"block2.layers.{n}.norm1" for n in range(2)),
+    ]
+    assert [chain.block for chain in explanation.rewritten] == [1, 1, 1, 1, 2, 2]
+    assert explanation.notes == ()
+
+
+def test_as_little_is_saved_inside() -> None:
+    def saved(model: nn.Module) -> int:
+        model(images(4, 12))
+        sizes: list[int] = []
+        with counted_saves(sizes):
+            model(images(4, 12))
+        return sum(sizes)
+
+    naive, hooked = dense_net(growth=8), rewritten_copy(dense_net(growth=8))
+    hooked.block1.register_forward_hook(lambda *_: None)
+
+    assert saved(hooked) < 0.6 * saved(naive)
+
+
+def test_hooks_come_and_go() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    log: list[torch.Tensor] = []
+
+    assert_trains_alike(naive, model, images(), steps=1, at_least=7)
+    handle = seen(model.block1, log)
+    assert_trains_alike(naive, model, images(), steps=2, at_least=6)
+    handle.remove()
+    assert_trains_alike(naive, model, images(), steps=1, at_least=7)
+
+    assert len(log) == 2
+
+
+def test_a_container_is_recorded_once() -> None:
+    model = rewritten_copy(dense_net())
+    model.block1.register_forward_hook(lambda *_: None)
+    train_step(model, (images(),))
+    rewriter = type(model)._memopt_dispatcher
+    latest = rewriter.latest
+
+    train_step(model, (images(),))
+
+    assert rewriter.latest is latest
+
+
+def test_containers_within_containers() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    log: list[torch.Tensor] = []
+    for module in (model.block1, model.block1.layers[1], model.block2):
+        seen(module, log)
+
+    assert_trains_alike(naive, model, images())
+
+    modules = [chain.module for chain in memopt.explain(model).rewritten]
+    assert modules == [
+        "block1.layers.0.norm1",
+        "block1.layers.1.norm1",
+        "block1.layers.2.norm1",
+        "block2.layers.0.norm1",
+        "block2.layers.1.norm1",
+    ]
+    assert len(log) == 6
+
+
+def test_remove_puts_every_class_back() -> None:
+    model = dense_net()
+    classes = [type(m) for m in model.modules()]
+    memopt.apply(model)
+    model.block1.register_forward_hook(lambda *_: None)
+    train_step(model, (images(),))
+
+    memopt.remove(model)
+
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_pickles_hold_plain_containers() -> None:
+    model = memopt.apply(bc.DenseNet(depth=10))
+    handle = model.features.denseblock1.register_forward_hook(lambda *_: None)
+    train_step(model, (images(),))
+    assert type(model.features.denseblock1) is not bc.DenseBlock
+    handle.remove()
+
+    loaded = pickle.loads(pickle.dumps(model))
+
+    assert [type(m) for m in loaded.modules()] == [type(m) for m in bc.DenseNet(depth=10).modules()]
+
+
+def test_copies_have_containers_of_their_own() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    for each in (naive, model):
+        each.block1.register_forward_hook(lambda module, args, output: output * 1.5)
+        train_step(each, (images(),))
+
+    duplicate = copy.deepcopy(model)
+
+    train_step(model, (images(3),))
+    assert_trains_alike(naive, duplicate, images(), at_least=6)
+
+
+def test_example_inputs_are_verified_through_containers() -> None:
+    naive = dense_net()
+    naive.block1.register_forward_hook(lambda module, args, output: output * 1.5)
+
+    model = memopt.apply(copy.deepcopy(naive), images())
+
+    assert not memopt.explain(model).ran
+    assert_trains_alike(naive, model, images(), at_least=6)
+
+
+def test_a_model_of_hooked_containers_alone() -> None:
+    naive = nn.Sequential(dense_net().stem, dense_net().block1)
+    naive[1].register_forward_hook(lambda module, args, output: output * 1.5)
+
+    model = memopt.apply(copy.deepcopy(naive), images())
+
+    assert_trains_alike(naive, model, images(), at_least=3)
+    assert memopt.explain(model).notes == ()
+
+
+class Overwriting(nn.Module):
+    """Changes its inputs, as blocks do that start with an in-place activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        other.mul_(2.0)
+        return self.conv(F.relu(x, inplace=True))
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_a_container_that_overwrites_a_feature(hooked: bool) -> None:
+    def body(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        features = [self.stem(x)]
+        features.append(self.layer([*features]))
+        other = torch.zeros(1).to(x)
+        features.append(self.conv(F.relu(self.norm(torch.cat(features, 1)))))
+        return torch.cat([*features, self.overwriting(other, features[1])], 1)
+
+    model = plain(
+        body,
+        stem=lambda: nn.Conv2d(3, 4, 3, padding=1),
+        layer=lambda: DenseLayer(4, 4),
+        norm=lambda: nn.BatchNorm2d(8),
+        conv=lambda: nn.Conv2d(8, 4, 3, padding=1),
+        overwriting=Overwriting,
+    )
+    if hooked:
+        model.overwriting.register_forward_hook(lambda *_: None)
+    assert_exact(model, images(), at_least=0)
+
+
+def test_grad_cam_on_a_block_and_inside_it() -> None:
+    """Maps are eager's; the hook inside a block costs that chain alone."""
+    naive = dense_net().eval()
+    for module in naive.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    maps: list[list[torch.Tensor]] = []
+    for model in (naive, rewritten_copy(naive)):
+        kept: list[torch.Tensor] = []
+        for module in (model.block1, model.block2.layers[1].relu1):
+            module.register_forward_hook(lambda m, args, output, kept=kept: kept.append(output))
+        score = model(images())[:, 2].sum()
+        maps.append(list(torch.autograd.grad(score, kept)))
+    assert_same(*({str(i): g for i, g in enumerate(each)} for each in maps))
+    chains = {chain.module: chain for chain in memopt.explain(model).rewritten}
+    assert [name for name in chains if name.startswith("block1")] == [f"block1.layers.{n}.norm1" for n in range(3)]
+    assert chains["block2.layers.0.norm1"].role == "layer"
+    assert chains["block2.layers.1.norm1"].role == "exit"  # the chain ends before the hooked activation
