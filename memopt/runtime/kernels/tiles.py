@@ -130,6 +130,12 @@ def elementwise(channels: int) -> Tiles:
     return Tiles(max(16, 4096 // inner), inner, 0, 4, 2)
 
 
+def pooling(channels: int) -> Tiles:
+    """norm_act_pool: about 1024 results a program, each of several rows, which are all loaded at once."""
+    inner = min(128, power_of_two(channels))
+    return Tiles(max(8, 1024 // inner), inner, 0, 4, 1)
+
+
 def reduction(channels: int, positions: int) -> tuple[Tiles, int]:
     """Kernels that also sum over positions: the tiles, and how many of them one program takes one after another.
 
