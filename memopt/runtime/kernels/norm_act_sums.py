@@ -38,6 +38,7 @@ def _kernel(
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    STAGES: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -45,9 +46,10 @@ def _kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < C
     centre, scale, shift = affine_of(mean, variance, weight, bias, eps, c, inside)
-    first = tl.zeros((BC,), tl.float32)
-    second = tl.zeros((BC,), tl.float32)
-    for step in range(0, NT):
+    # One sum for each row of a tile until the end: threads meet once, not at every tile.
+    first = tl.zeros((BP, BC), tl.float32)
+    second = tl.zeros((BP, BC), tl.float32)
+    for step in tl.range(0, NT, num_stages=STAGES):
         p = (part * NT + step) * BP + tl.arange(0, BP)
         row = p.to(tl.int64)[:, None]
         given = row
@@ -60,13 +62,13 @@ def _kernel(
         d *= 1.0 / (WINDOW_HEIGHT * WINDOW_WIDTH)
         d = activation_gradient(distance * scale[None, :] + shift[None, :], d, ACTIVATION, parameter)
         d = tl.where(there, d, 0.0)
-        first += tl.sum(d, 0)
-        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+        first += d
+        second += tl.where(there, d * distance, 0.0)
         if ACCUMULATE:
             place = gradient + row * gradient_stride + c[None, :]
             tl.store(place, tl.load(place, mask=touched, other=0.0) + d * scale[None, :], mask=touched)
-    tl.store(sums + c.to(tl.int64) * part_count + part, first, mask=inside)
-    tl.store(sums + (C + c).to(tl.int64) * part_count + part, second, mask=inside)
+    tl.store(sums + c.to(tl.int64) * part_count + part, tl.sum(first, 0), mask=inside)
+    tl.store(sums + (C + c).to(tl.int64) * part_count + part, tl.sum(second, 0), mask=inside)
 
 
 def part_count(positions: int, channels: int) -> int:
@@ -118,6 +120,7 @@ def launch(
         WINDOW_HEIGHT=window[0],
         WINDOW_WIDTH=window[1],
         ACCUMULATE=gradient is not None,
+        STAGES=chosen.stages,
         BP=chosen.positions,
         BC=chosen.inner,
         num_warps=chosen.warps,

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from memopt.runtime import kernels
+from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.library import NAMES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
 from memopt.runtime.kernels.norm_act_sums import part_count as sums_part_count
@@ -184,6 +186,19 @@ def test_convolution_backward_into_an_arena(shape: Shape) -> None:
     launcher("norm_act_conv_backward")(*actual.values())
     reference("norm_act_conv_backward")(*expected.values())
     assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES[2:5], ids=str)
+@pytest.mark.parametrize(
+    ("name", "chooser"),
+    [("norm_act_matmul_backward", "matmul_backward"), ("norm_act_conv_backward", "conv_backward")],
+)
+def test_sums_may_wait_for_the_last_tile(
+    name: str, chooser: str, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = getattr(tiles, chooser)
+    monkeypatch.setattr(tiles, chooser, lambda *sizes: replace(choose(*sizes), sums_by_row=True, programs=1))
+    check(name, 1e-5, shape=shape)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
