@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from memopt.find.activations import called_activation, module_activation
+from memopt.find.pooling import called_pool, module_pool
 from memopt.ir import Kind, Operand, OpSpec, Role, group_of, has_hooks, synchronised_batch_norm
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -95,11 +96,11 @@ def _module_spec(module: nn.Module) -> OpSpec | str | None:
     if type(module) in (nn.Dropout, nn.Dropout2d, nn.Dropout3d):
         return OpSpec(Kind.DROPOUT, Role.DROPOUT, from_module=True)
     if type(module) in (nn.AvgPool2d, nn.AvgPool3d):
-        return OpSpec(Kind.AVG_POOL, Role.POOL, from_module=True)
+        return OpSpec(Kind.AVG_POOL, Role.POOL, from_module=True, pool=module_pool(module))
     if type(module) in _POOL_MODULES:
         if getattr(module, "return_indices", False):
             return "pooling that returns indices is not supported"
-        return OpSpec(Kind.PURE, Role.POOL, from_module=True)
+        return OpSpec(Kind.PURE, Role.POOL, from_module=True, pool=module_pool(module))
     return _convolution_spec(module)
 
 
@@ -204,6 +205,7 @@ def _functional(node: fx.Node, kind: Kind, role: Role, writes_out: bool = False)
         kwargs=kwargs,
         writes_out=writes_out,
         activation=called_activation(node.target, node.args[1:], node.kwargs) if role is Role.ACTIVATION else None,
+        pool=called_pool(node.target, node.args[1:], node.kwargs) if role is Role.POOL else None,
     )
 
 

@@ -4,11 +4,13 @@ from memopt.ir.chain import ChainReport, Explanation
 from memopt.ir.fused import (
     MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
+    MAX_POOL_WINDOW,
     FusedChain,
     FusedNorm,
     FusedPlan,
     Interval,
     PlainStage,
+    Pooling,
 )
 from memopt.ir.modules import has_hooks
 from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
@@ -29,6 +31,7 @@ __all__ = [
     "IDENTITY",
     "MAX_CONV_CHANNELS",
     "MAX_MATMUL_CHANNELS",
+    "MAX_POOL_WINDOW",
     "NEEDS_INPUT",
     "NEEDS_OUTPUT",
     "Activation",
@@ -46,6 +49,7 @@ __all__ = [
     "OpSpec",
     "Operand",
     "PlainStage",
+    "Pooling",
     "RegionDraft",
     "RegionPlan",
     "Role",

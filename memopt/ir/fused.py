@@ -24,6 +24,26 @@ class Interval:
     stop: int
 
 
+MAX_POOL_WINDOW = 16
+"""Positions of a window up to which a pooling is fused with the norm before it: the kernel names each one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """An average over windows that lie side by side.
+
+    It stands behind a 1×1 convolution in eager. Both are linear, and a convolution of one position does the same to all
+    in a window: the average goes first, and the convolution has that many fewer positions.
+
+    Attributes:
+        step: index of the pooling's step.
+        window: its size; every spatial size is a multiple of it.
+    """
+
+    step: int
+    window: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FusedNorm:
     """Norm and activation in one kernel, with the convolution behind them if that joins.
@@ -34,6 +54,7 @@ class FusedNorm:
         matmul: index of the step of a 1×1 convolution, or None.
         conv: index of the step of a convolution with a window of three, or None.
         dtype: of the result.
+        pool: what averages the result, or None.
     """
 
     norm: int
@@ -41,6 +62,7 @@ class FusedNorm:
     matmul: int | None
     conv: int | None
     dtype: torch.dtype
+    pool: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class OpSpec:
         activation: which activation it is, where fused kernels know it.
         window: kernel size of a convolution whose result is as large as its input: stride, dilation and groups of 1,
             zeros around. None for any other.
+        pool: window of an average pooling whose windows lie side by side: as far apart as they are large, nothing
+            padded, every position counted alike. None for anything else.
     """
 
     kind: Kind
@@ -77,6 +79,7 @@ class OpSpec:
     writes_out: bool = False
     activation: Activation | None = None
     window: tuple[int, ...] | None = None
+    pool: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ concats join them. Anything else has a reason, and the region runs exactly inste
 """
 
 from itertools import pairwise
+from math import prod
 
 import torch
 
@@ -12,6 +13,7 @@ from memopt.ir import (
     IDENTITY,
     MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
+    MAX_POOL_WINDOW,
     FusedChain,
     FusedNorm,
     FusedPlan,
@@ -19,6 +21,7 @@ from memopt.ir import (
     Kind,
     Level,
     PlainStage,
+    Pooling,
     RegionDraft,
     Role,
     Step,
@@ -150,6 +153,8 @@ class _Planner:
             stage, last = self._stage(index, first=not stages)
             stages.append(stage)
             following = self._only_reader(steps[last].output)
+            if following is not None and following == _pooled_at(stages[0]):
+                last, following = following, None
         output = steps[last].output
         place = self.places.get(output)
         if place is None and output not in self.draft.outputs:
@@ -173,6 +178,9 @@ class _Planner:
         if following is None or steps[following].op.window is None:
             return FusedNorm(index, activation, None, None, dtype), last
         extent = self.draft.extents[steps[following].output]
+        pool = self._pooled_behind(following) if first else None
+        if pool is not None and extent.dtype in _DTYPES:
+            return FusedNorm(index, activation, None, None, extent.dtype, pool), last
         window = set(steps[following].op.window or ())
         made = extent.size[1]
         if extent.dtype not in _DTYPES:
@@ -182,6 +190,20 @@ class _Planner:
         if window == {3} and len(extent.size) < 5 and made <= MAX_CONV_CHANNELS:
             return FusedNorm(index, activation, None, following, extent.dtype), following
         return FusedNorm(index, activation, None, None, dtype), last
+
+    def _pooled_behind(self, conv: int) -> Pooling | None:
+        """The pooling that ends a chain behind a convolution, if it can as well go before it."""
+        steps, extents = self.draft.steps, self.draft.extents
+        following = self._only_reader(steps[conv].output)
+        if set(steps[conv].op.window or ()) != {1} or following is None:
+            return None
+        window, large = steps[following].op.pool, extents[steps[conv].output]
+        small = extents[steps[following].output]
+        if window is None or len(window) > 2 or not 1 < prod(window) <= MAX_POOL_WINDOW:
+            return None
+        if any(size % one for size, one in zip(large.size[2:], window, strict=True)) or small.dtype != large.dtype:
+            return None
+        return Pooling(following, window) if self._only_reader(steps[following].output) is None else None
 
     def _only_reader(self, value: int) -> int | None:
         """The step that goes on with a value inside its chain; None where the chain ends."""
@@ -198,7 +220,13 @@ class _Planner:
 def _steps_of(stage: FusedNorm | PlainStage) -> tuple[int, ...]:
     if isinstance(stage, PlainStage):
         return (stage.step,)
-    return tuple(step for step in (stage.norm, stage.matmul, stage.conv) if step is not None)
+    pool = None if stage.pool is None else stage.pool.step
+    return tuple(step for step in (stage.norm, stage.matmul, stage.conv, pool) if step is not None)
+
+
+def _pooled_at(stage: FusedNorm | PlainStage) -> int | None:
+    """The step whose work a stage does before the convolution that it follows."""
+    return stage.pool.step if isinstance(stage, FusedNorm) and stage.pool is not None else None
 
 
 def _kept(stages: list[FusedNorm | PlainStage], steps: tuple[Step, ...], level: Level) -> int | None:

@@ -1,5 +1,7 @@
 """Images (N, C, *spatial) as matrices of positions × channels and back, and how both lie in memory."""
 
+from math import prod
+
 import torch
 
 from memopt.runtime.kernels.tiles import padded
@@ -37,6 +39,11 @@ def zero_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.
     """Two vectors of zeros."""
     both = torch.zeros(2, channels, device=device)
     return both[0], both[1]
+
+
+def empty_averages(like: torch.Tensor, window: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A new matrix with a row for every window of an image, as wide as `like`."""
+    return torch.empty(len(like) // prod(window), like.shape[1], dtype=dtype, device=like.device)
 
 
 def empty_rows(like: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:

@@ -113,7 +113,7 @@ class Compiler:
 def compile_one(job: Job) -> None:
     module, arguments = prepare(job, "meta")
     kernel = module._kernel
-    module._kernel = Compiler(kernel)
+    module._kernel = Compiler(kernel.jit)
     try:
         module.launch(*arguments)
     except Exception as error:

@@ -4,7 +4,7 @@ import torch
 
 from memopt.ir import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
 from memopt.runtime.binding import Tensors
-from memopt.runtime.fused.call import Call, Norm, image_size
+from memopt.runtime.fused.call import Call, Norm, image_size, size_made, window_of
 from memopt.runtime.kernels import norm_act_conv_backward, norm_act_matmul_backward, norm_act_sums
 from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
@@ -130,9 +130,9 @@ class Backward:
         else:
             assert passing is not None
             x, size = rows_of(passing), passing.shape
-        result = empty_rows(x, call.made(stage, x.shape[1], self.parameters), stage.dtype)
+        result = call.empty_result(stage, x, self.parameters)
         call.run(stage, self._norm(stage), self.parameters, x, size, result, None)
-        return image_of(result, size)
+        return image_of(result, size_made(stage, size))
 
     def _norm(self, stage: FusedNorm) -> Norm:
         place = self.call.statistics_at[stage.norm]
@@ -168,7 +168,7 @@ class Backward:
             norm_act_backward(dx, x, *norm.arguments, constant, slope, round_to_tf32, dx)
             return image_of(dx, image.shape)
         sums = self._parts(norm_act_sums.part_count(*x.shape), channels)
-        norm_act_sums.norm_act_sums(dz, x, *norm.arguments, sums, None)
+        norm_act_sums.norm_act_sums(dz, x, *norm.arguments, image.shape[-1], [1, 1], sums, None)
         self._finish(stage, norm, sums, len(x), constant, slope)
         dx = empty_rows(x, channels, x.dtype)
         norm_act_backward(dz, x, *norm.arguments, constant, slope, round_to_tf32, dx)
@@ -185,7 +185,7 @@ class Backward:
             sums = self._conv(stage, norm, grad, rounded, x, self.call.size, total, True)
         else:
             sums = self._parts(norm_act_sums.part_count(*x.shape), x.shape[1])
-            norm_act_sums.norm_act_sums(grad, x, *norm.arguments, sums, total)
+            norm_act_sums.norm_act_sums(grad, x, *norm.arguments, self.call.size[-1], window_of(stage), sums, total)
         self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels])
 
     def _matmul(

@@ -10,8 +10,10 @@ from memopt.runtime.binding import Binding, Tensors
 from memopt.runtime.kernels import norm_act_conv, norm_act_matmul
 from memopt.runtime.kernels.language import KINDS
 from memopt.runtime.kernels.norm_act import norm_act
+from memopt.runtime.kernels.norm_act_pool import norm_act_pool
 from memopt.runtime.kernels.pack_taps import pack_taps, packed_size
 from memopt.runtime.ops.batch_norm import BatchNorm
+from memopt.runtime.rows import empty_averages, empty_rows
 
 
 @dataclass(slots=True)
@@ -106,6 +108,12 @@ class Call:
         assert weight is not None
         return len(weight)
 
+    def empty_result(self, stage: FusedNorm, x: torch.Tensor, parameters: Tensors) -> torch.Tensor:
+        """A matrix for what a stage makes of x."""
+        if stage.pool is not None:
+            return empty_averages(x, stage.pool.window, stage.dtype)
+        return empty_rows(x, self.made(stage, x.shape[1], parameters), stage.dtype)
+
     def moment_rows(self, stage: FusedNorm, x: torch.Tensor, y: torch.Tensor, size: tuple[int, ...]) -> int:
         """Rows of one partial result of a stage's moments."""
         if stage.conv is None:
@@ -130,8 +138,23 @@ class Call:
             taps, bias = self.taps(stage, parameters)
             image = image_size(size)
             norm_act_conv.norm_act_conv(x, *norm.arguments, taps, bias, *image, self.allow_tf32, y, moments)
+        elif stage.pool is not None:
+            norm_act_pool(x, *norm.arguments, size[-1], window_of(stage), y)
         else:
             norm_act(x, *norm.arguments, y)
+
+
+def window_of(stage: FusedNorm) -> list[int]:
+    """Height and width of what a stage averages: of one position where it does not."""
+    return [1, 1] if stage.pool is None else [1, *stage.pool.window][-2:]
+
+
+def size_made(stage: FusedNorm, size: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of an image that a stage makes of one of a size, but for its channels."""
+    if stage.pool is None:
+        return size
+    averaged = (large // one for large, one in zip(size[2:], stage.pool.window, strict=True))
+    return (*size[:2], *averaged)
 
 
 def image_size(size: tuple[int, ...]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import torch
 
 from memopt.ir import FusedChain, FusedNorm, FusedPlan, Interval, Kind, PlainStage
 from memopt.runtime.binding import Tensors
-from memopt.runtime.fused.call import Call, Norm
+from memopt.runtime.fused.call import Call, Norm, size_made
 from memopt.runtime.fused.running_statistics import RunningStatistics
 from memopt.runtime.fused.support import allows_tf32
 from memopt.runtime.kernels import tiles
@@ -12,7 +12,7 @@ from memopt.runtime.kernels.merge_moments import merge_moments
 from memopt.runtime.kernels.moments import moments, part_rows
 from memopt.runtime.memory_format import CHANNELS_LAST, suggested_format
 from memopt.runtime.ops.batch_norm import BatchNorm
-from memopt.runtime.rows import empty_arena, empty_pair, empty_rows, image_of, rows_of, zero_pair
+from memopt.runtime.rows import empty_arena, empty_pair, image_of, rows_of, zero_pair
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -110,10 +110,10 @@ class Forward:
         self, stage: FusedNorm, norm: Norm, x: torch.Tensor, size: torch.Size, measure: bool
     ) -> tuple[torch.Tensor, Pair | None]:
         """The stage's result as an image; with `measure`, mean and variance of a convolution's."""
-        y = empty_rows(x, self.call.made(stage, x.shape[1], self.parameters), stage.dtype)
+        y = self.call.empty_result(stage, x, self.parameters)
         if not measure or (stage.matmul is None and stage.conv is None):
             self.call.run(stage, norm, self.parameters, x, size, y, None)
-            return image_of(y, size), None
+            return image_of(y, size_made(stage, size)), None
         mean, variance = empty_pair(y.shape[1], x.device)
         self._run_measured(stage, norm, x, size, y, mean, variance)
         return image_of(y, size), (mean, variance)

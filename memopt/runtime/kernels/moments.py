@@ -23,33 +23,34 @@ def _kernel(
     part_count,
     NT,
     COPY: tl.constexpr,
+    STAGES: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
     part = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < C
-    average = tl.zeros((BC,), tl.float32)
-    squares = tl.zeros((BC,), tl.float32)
-    for step in range(0, NT):
-        first = (part * NT + step) * BP
-        p = first + tl.arange(0, BP)
+    # Welford's sums for each row of a tile, merged at the end: threads meet once, not at every tile.
+    averages = tl.zeros((BP, BC), tl.float32)
+    squares = tl.zeros((BP, BC), tl.float32)
+    for step in tl.range(0, NT, num_stages=STAGES):
+        p = (part * NT + step) * BP + tl.arange(0, BP)
         there = (p < P)[:, None] & inside[None, :]
         loaded = tl.load(x + p.to(tl.int64)[:, None] * x_stride + c[None, :], mask=there, other=0.0)
         if COPY:
             tl.store(copy + p.to(tl.int64)[:, None] * copy_stride + c[None, :], loaded, mask=there)
-        value = loaded.to(tl.float32)
-        # Rows that are there: some may be missing at the end, and all of a part's later tiles.
-        new = tl.maximum(tl.minimum(P - first, BP), 0).to(tl.float32)
-        before = tl.minimum(step * BP, tl.maximum(P - part * NT * BP, 0)).to(tl.float32)
-        both = tl.maximum(before + new, 1.0)
-        tile_average = tl.sum(value, 0) / tl.maximum(new, 1.0)
-        distance = tl.where(there, value - tile_average[None, :], 0.0)
-        apart = tile_average - average
-        average += apart * (new / both)
-        squares += tl.sum(distance * distance, 0) + apart * apart * (before * (new / both))
+        # Rows are missing only at the end: one that is there has been in all tiles before.
+        share = 1.0 / tl.cast(step + 1, tl.float32)
+        distance = tl.where(there, loaded.to(tl.float32) - averages, 0.0)
+        averages += distance * share
+        squares += distance * distance * (1.0 - share)
+    left = P - part * NT * BP - tl.arange(0, BP)
+    counts = tl.maximum(tl.minimum((left + BP - 1) // BP, NT), 0).to(tl.float32)[:, None]
+    average = tl.sum(averages * counts, 0) / tl.sum(counts, 0)
+    distance = tl.where(counts > 0.0, averages - average[None, :], 0.0)
+    total = tl.sum(squares, 0) + tl.sum(distance * distance * counts, 0)
     tl.store(moments + c.to(tl.int64) * part_count + part, average, mask=inside)
-    tl.store(moments + (C + c).to(tl.int64) * part_count + part, squares, mask=inside)
+    tl.store(moments + (C + c).to(tl.int64) * part_count + part, total, mask=inside)
 
 
 def part_rows(positions: int, channels: int) -> int:
@@ -74,6 +75,7 @@ def launch(x: torch.Tensor, moments: torch.Tensor, copy: torch.Tensor | None) ->
         parts,
         repeats,
         COPY=copy is not None,
+        STAGES=chosen.stages,
         BP=chosen.positions,
         BC=chosen.inner,
         num_warps=chosen.warps,

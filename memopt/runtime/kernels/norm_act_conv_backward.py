@@ -48,6 +48,7 @@ def _kernel(
     PRECISION: tl.constexpr,
     ROUNDED: tl.constexpr,
     WINDOW: tl.constexpr,
+    BY_ROW: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
@@ -64,8 +65,8 @@ def _kernel(
     above = tl.zeros((BC, BJ), tl.float32)
     level = tl.zeros((BC, BJ), tl.float32)
     below = tl.zeros((BC, BJ), tl.float32)
-    first = tl.zeros((BC,), tl.float32)
-    second = tl.zeros((BC,), tl.float32)
+    first = tl.zeros((BP, BC) if BY_ROW else (BC,), tl.float32)
+    second = tl.zeros((BP, BC) if BY_ROW else (BC,), tl.float32)
     i = tl.arange(0, BP)
     for step in range(0, NT):
         # Offsets of 64 bits are the tile's alone: within it, 32 do.
@@ -106,8 +107,11 @@ def _kernel(
             tl.store(place, tl.load(place, mask=touched, other=0.0) + d * scale[None, :], mask=touched)
         else:
             tl.store(place, d.to(result.dtype.element_ty), mask=there)
-        first += tl.sum(d, 0)
-        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+        with_distance = tl.where(there, d * distance, 0.0)
+        first += d if BY_ROW else tl.sum(d, 0)
+        second += with_distance if BY_ROW else tl.sum(with_distance, 0)
+    if BY_ROW:
+        first, second = tl.sum(first, 0), tl.sum(second, 0)
     own = parts + tl.cast(part, tl.int64) * (WINDOW * BJ) * C + j[:, None] * C + c[None, :]
     if WINDOW == 3:
         tl.store(own, tl.trans(above), mask=inside[None, :])
@@ -188,6 +192,7 @@ def launch(
         PRECISION="tf32" if allow_tf32 else "ieee",
         ROUNDED=rounded,
         WINDOW=len(taps),
+        BY_ROW=chosen.sums_by_row,
         BP=chosen.positions,
         BC=chosen.inner,
         BK=taps.shape[2] // COLUMNS,

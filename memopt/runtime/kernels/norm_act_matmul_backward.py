@@ -41,6 +41,7 @@ def _kernel(
     PRECISION: tl.constexpr,
     ROUNDED: tl.constexpr,
     TURNED: tl.constexpr,
+    BY_ROW: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
     BB: tl.constexpr,
@@ -54,8 +55,8 @@ def _kernel(
     w = tl.load(matrix + b[:, None] * C + c[None, :], mask=columns[:, None] & inside[None, :], other=0.0)
     w = as_operand(w.to(dy.dtype.element_ty), PRECISION)
     total = tl.zeros((BC, BB) if TURNED else (BB, BC), tl.float32)
-    first = tl.zeros((BC,), tl.float32)
-    second = tl.zeros((BC,), tl.float32)
+    first = tl.zeros((BP, BC) if BY_ROW else (BC,), tl.float32)
+    second = tl.zeros((BP, BC) if BY_ROW else (BC,), tl.float32)
     i = tl.arange(0, BP)[:, None]
     x_at, gradient_at = i * x_stride + c[None, :], i * gradient_stride + c[None, :]
     dy_at = i * dy_stride + b[None, :]
@@ -81,8 +82,11 @@ def _kernel(
             total = tl.dot(tl.trans(activated), g, total, input_precision=PRECISION)
         else:
             total = tl.dot(tl.trans(g), activated, total, input_precision=PRECISION)
-        first += tl.sum(d, 0)
-        second += tl.sum(tl.where(there, d * distance, 0.0), 0)
+        with_distance = tl.where(there, d * distance, 0.0)
+        first += d if BY_ROW else tl.sum(d, 0)
+        second += with_distance if BY_ROW else tl.sum(with_distance, 0)
+    if BY_ROW:
+        first, second = tl.sum(first, 0), tl.sum(second, 0)
     parts = matrix_parts + tl.cast(part, tl.int64) * B * C
     if TURNED:
         total = tl.trans(total)
@@ -163,6 +167,7 @@ def launch(
         PRECISION="tf32" if allow_tf32 else "ieee",
         ROUNDED=rounded,
         TURNED=turned,
+        BY_ROW=chosen.sums_by_row,
         BP=chosen.positions // slices,
         BC=chosen.inner,
         BB=chosen.outer,

@@ -61,3 +61,18 @@ def normalised(
 ) -> torch.Tensor:
     """(x - mean) · weight / √(variance + eps) + bias in float32; x (P, C), the others (C)."""
     return (x.float() - mean) * (weight.float() * torch.rsqrt(variance + eps)) + bias.float()
+
+
+def windows(x: torch.Tensor, width: int, window: list[int]) -> torch.Tensor:
+    """x (P, C) of images of a width as (rows of windows, row, windows, column, C)."""
+    high, wide = window
+    return x.view(-1, high, width // wide, wide, x.shape[1])
+
+
+def spread(averages: torch.Tensor, width: int, window: list[int]) -> torch.Tensor:
+    """The gradient (P, C) of x from that of its averages (P / window, C)."""
+    high, wide = window
+    if high == wide == 1:
+        return averages
+    rows = averages.view(-1, 1, width // wide, 1, averages.shape[1]) / (high * wide)
+    return rows.expand(-1, high, -1, wide, -1).reshape(-1, averages.shape[1])

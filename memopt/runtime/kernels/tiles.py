@@ -25,6 +25,7 @@ class Tiles:
         programs: how many share the positions, of a kernel that also sums over them.
         hopper: warps and stages instead on sm_90, whose matmuls read their operands from shared memory and leave more
             registers.
+        sums_by_row: threads meet for the sums over positions once at the end, not at every tile, for more registers.
     """
 
     positions: int
@@ -34,6 +35,7 @@ class Tiles:
     stages: int
     programs: int = 0
     hopper: tuple[int, int] | None = None
+    sums_by_row: bool = False
 
 
 PROGRAMS = 1056
@@ -130,13 +132,24 @@ def elementwise(channels: int) -> Tiles:
     return Tiles(max(16, 4096 // inner), inner, 0, 4, 2)
 
 
+def pooling(channels: int) -> Tiles:
+    """norm_act_pool: about 1024 results a program, each of several rows, which are all loaded at once."""
+    inner = min(128, power_of_two(channels))
+    return Tiles(max(8, 1024 // inner), inner, 0, 4, 1)
+
+
 def reduction(channels: int, positions: int) -> tuple[Tiles, int]:
     """Kernels that also sum over positions: the tiles, and how many of them one program takes one after another.
 
     The number of programs depends on the shape alone, never on the machine: so does the order of the sums.
     """
-    tiles = elementwise(channels)
-    rows = cdiv(positions, tiles.positions)
-    columns = cdiv(channels, tiles.inner)
-    programs = max(1, PROGRAMS // columns)
-    return tiles, max(1, cdiv(rows, programs))
+    chosen = reduction_tiles(channels)
+    rows = cdiv(positions, chosen.positions)
+    programs = max(1, chosen.programs // cdiv(channels, chosen.inner))
+    return chosen, max(1, cdiv(rows, programs))
+
+
+def reduction_tiles(channels: int) -> Tiles:
+    """Half as many elements as of other kernels: each has two sums in registers, and so more programs fit."""
+    inner = min(64, power_of_two(channels))
+    return Tiles(max(16, 2048 // inner), inner, 0, 4, 1, PROGRAMS)

@@ -407,8 +407,10 @@ class _Launches(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.fused, self.other = 0, 0
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
         if func.namespace == "memopt":
             self.fused += 1
         elif not func.is_view and not func.name().startswith(("aten::empty", "aten::detach", "aten::alias")):
@@ -432,3 +434,97 @@ def test_operators_a_step() -> None:
     fused, other = (after - before for before, after in zip(*counts, strict=True))
     assert fused <= 14 * layers
     assert other <= 2 * layers
+
+
+def _transition(pool: Callable[[torch.Tensor], Any], dimensions: int = 2) -> nn.Module:
+    """A layer, and a transition that ends with a pooling."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
+
+    def body(net: Plain, x: torch.Tensor) -> torch.Tensor:
+        x = net.stem(x)
+        x = torch.cat([x, net.conv(F.relu(net.norm1(x)))], 1)
+        return (net.pool if isinstance(pool, nn.Module) else pool)(net.narrow(F.relu(net.norm2(x))))
+
+    return unsettle(
+        made(
+            body,
+            stem=lambda: conv(3, 5, 3, padding=1),
+            norm1=lambda: norm(5),
+            conv=lambda: conv(5, 4, 3, padding=1),
+            norm2=lambda: norm(9),
+            narrow=lambda: conv(9, 7, 1),
+            pool=lambda: pool if isinstance(pool, nn.Module) else nn.Identity(),
+        )
+    )
+
+
+def _operators(model: nn.Module, x: torch.Tensor) -> list[str]:
+    train_step(model, (x,))  # recorded
+    with _Launches() as launches:
+        train_step(model, (x,))
+    return launches.names
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AvgPool2d(2), (4, 3, 8, 6)),
+        (partial(F.avg_pool2d, kernel_size=(4, 3), stride=[4, 3]), (2, 3, 8, 6)),
+        (nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), (2, 3, 8, 6)),
+        (nn.AvgPool1d(2), (4, 3, 24)),
+        (partial(F.avg_pool1d, kernel_size=3), (4, 3, 24)),
+    ],
+    ids=str,
+)
+def test_a_transition_averages_before_it_convolves(
+    pool: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], amp: torch.dtype | None, level: str
+) -> None:
+    naive = _transition(pool, len(shape) - 2).to(DEVICE)
+    rewritten = fast(naive, level)
+    x = torch.randn(shape, device=DEVICE)
+
+    distance = measure_distance(naive, rewritten, (x,), amp=amp, seeds=5 if amp is None else 11)
+
+    assert distance.within_bound, distance
+    assert_all_fast(rewritten)
+    names = _operators(rewritten, x)
+    assert names.count("memopt::norm_act_pool") == 2  # again in backward
+    assert not any("avg_pool" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AvgPool2d(3, 2), (2, 3, 9, 9)),
+        (nn.AvgPool2d(2, padding=1), (2, 3, 8, 8)),
+        (nn.AvgPool2d(2, divisor_override=3), (2, 3, 8, 8)),
+        (nn.AvgPool2d(2), (2, 3, 9, 8)),
+        (nn.AvgPool2d(2, ceil_mode=True), (2, 3, 9, 8)),
+        (nn.AvgPool2d(5), (2, 3, 10, 10)),
+        (nn.AvgPool3d(2), (2, 3, 4, 4, 4)),
+        (nn.MaxPool2d(2), (2, 3, 8, 8)),
+        (lambda y: F.avg_pool2d(F.relu(y), 2), (2, 3, 8, 8)),
+    ],
+    ids=str,
+)
+def test_other_poolings_stay_behind_the_convolution(
+    pool: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]
+) -> None:
+    naive = _transition(pool, len(shape) - 2).to(DEVICE)
+    rewritten = fast(naive)
+    x = torch.randn(shape, device=DEVICE)
+
+    assert_near(train_step(naive, (x,)), train_step(rewritten, (x,)))
+
+    assert "memopt::norm_act_pool" not in _operators(rewritten, x)
+
+
+def test_a_convolution_that_is_read_twice_is_not_put_behind_a_pooling() -> None:
+    naive = _transition(lambda y: (F.avg_pool2d(y, 2), y.mean())).to(DEVICE)
+    rewritten = fast(naive)
+    x = torch.randn(2, 3, 8, 8, device=DEVICE)
+    assert_near(train_step(naive, (x,)), train_step(rewritten, (x,)))
+    assert "memopt::norm_act_pool" not in _operators(rewritten, x)

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -131,12 +132,32 @@ def norm_act(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     return _normed(m, act, x=m.arena()) | {"z": z}
 
 
-def norm_act_sums(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+def pooled_size(positions: int) -> tuple[int, list[int]]:
+    """Width of the images that so many positions are, and of windows that tile them."""
+    height, width = image_size(positions)
+    return width, [next((n for n in (2, 3, 5) if size % n == 0), 1) for size in (height, width)]
+
+
+def norm_act_pool(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    width, window = pooled_size(m.shape.positions)
+    averages = m.shape.positions // prod(window)
+    return {
+        **_normed(m, act, x=m.arena()),
+        "width": width,
+        "window": window,
+        "z": m.empty(averages, m.shape.channels, dtype=m.dtype),
+    }
+
+
+def norm_act_sums(m: Maker, act: tuple[int, float], pooled: bool = False) -> dict[str, Any]:
     s = m.shape
     parts = sums_module.part_count(s.positions, s.channels)
+    width, window = pooled_size(s.positions) if pooled else (1, [1, 1])
     return {
-        "dz": m.rows(s.channels),
+        "dz": m.normal(s.positions // prod(window), s.channels).to(m.dtype),
         **_normed(m, act, x=m.arena()),
+        "width": width,
+        "window": window,
         "sums": m.empty(2, s.channels, parts),
         "gradient": m.gradients(),
     }
@@ -306,6 +327,7 @@ CASES: dict[str, Case] = {
         moments,
         merge_moments,
         norm_act,
+        norm_act_pool,
         norm_act_sums,
         finish_norm,
         norm_act_backward,
@@ -320,6 +342,7 @@ CASES: dict[str, Case] = {
 }
 WITH_ACTIVATION = (
     "norm_act",
+    "norm_act_pool",
     "norm_act_sums",
     "norm_act_backward",
     "norm_act_matmul",

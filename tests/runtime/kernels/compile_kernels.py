@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -48,6 +49,8 @@ class Choice:
     parts: int | None = None
     everything: bool = True
     """Whether arguments that may be None are given."""
+    pooled: bool = False
+    """Whether what is read are averages over windows (`norm_act_sums`)."""
 
 
 @dataclass
@@ -106,9 +109,8 @@ class Driver:
 def record(choice: Choice) -> tuple[Any, Recorder]:
     """The kernel, and what `launch` would launch."""
     module = importlib.import_module(f"memopt.runtime.kernels.{choice.name}")
-    arguments = CASES[choice.name](
-        Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32), ACTIVATIONS[choice.activation]
-    )
+    case: Any = partial(CASES[choice.name], pooled=True) if choice.pooled else CASES[choice.name]
+    arguments = case(Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32), ACTIVATIONS[choice.activation])
     if choice.parts is not None:
         arguments[PARTS[choice.name]] = torch.empty(2, choice.shape.channels, choice.parts, device="meta")
     if not choice.everything:
@@ -120,7 +122,7 @@ def record(choice: Choice) -> tuple[Any, Recorder]:
         module.launch(*arguments.values())
     finally:
         module._kernel = kernel
-    return kernel, recorder
+    return kernel.jit, recorder
 
 
 def compile_for(choice: Choice, target: int) -> Result:
@@ -192,6 +194,8 @@ def jobs() -> list[tuple[Choice, int]]:
             add(86, [*tile_choices(name, FLOAT, tf32=False), *tile_choices(name, HALF)])
             add(90, [*tile_choices(name, FLOAT), Choice(name, FLOAT, wide, tf32=False)])
             add(80, [Choice(name, FLOAT, shape, tf32) for shape in odd for tf32 in (True, False)])
+        if name == "norm_act_sums":
+            found |= {(Choice(name, dtype, wide, pooled=True), t): None for dtype, t in ((FLOAT, 86), (BFLOAT, 90))}
         if name in ("norm_act", "norm_act_backward"):
             add(80, [Choice(name, FLOAT, wide, activation=activation) for activation in ACTIVATIONS])
     # The longest first, so that no process waits for another at the end.

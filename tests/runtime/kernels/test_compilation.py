@@ -8,7 +8,7 @@ What is compiled is what `launch` launches, with tensors of sizes that 16 divide
   of many channels in float32 without.
 - sm_80 and sm_89, for which Triton compiles as for sm_86: the tiles of many channels, in float32 and in bfloat16. For
   sm_80 also without the arguments that may be None, with every activation (where no matmul takes its time), and with
-  sizes that nothing divides (in float16; matmuls in float32, too).
+  sizes that nothing divides (in float16; matmuls in float32, too). Gradients of averages for sm_86 and sm_90.
 """
 
 import json

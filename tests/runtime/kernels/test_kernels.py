@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from memopt.runtime import kernels
+from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.library import NAMES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
+from memopt.runtime.kernels.norm_act_sums import part_count as sums_part_count
 from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.reference import as_operand
 from memopt.runtime.kernels.tiles import readable
@@ -25,6 +28,7 @@ from tests.runtime.kernels.cases import (
     Shape,
     image_size,
     norm_act_conv_backward,
+    norm_act_sums,
 )
 
 for name in CASES:
@@ -184,6 +188,53 @@ def test_convolution_backward_into_an_arena(shape: Shape) -> None:
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES[2:5], ids=str)
+@pytest.mark.parametrize(
+    ("name", "chooser"),
+    [("norm_act_matmul_backward", "matmul_backward"), ("norm_act_conv_backward", "conv_backward")],
+)
+def test_sums_may_wait_for_the_last_tile(
+    name: str, chooser: str, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = getattr(tiles, chooser)
+    monkeypatch.setattr(tiles, chooser, lambda *sizes: replace(choose(*sizes), sums_by_row=True, programs=1))
+    check(name, 1e-5, shape=shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_of_averages(shape: Shape, dtype: torch.dtype) -> None:
+    maker = [Maker(shape, dtype, DEVICE, 0.0) for _ in range(2)]
+    actual, expected = (norm_act_sums(each, RELU, pooled=True) for each in maker)
+    launcher("norm_act_sums")(*actual.values())
+    reference("norm_act_sums")(*expected.values())
+    assert_close(actual, expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("window", [(2, 2), (1, 5), (2, 3)], ids=str)
+def test_averages_are_torch_s(window: tuple[int, int]) -> None:
+    """With mean 0, variance 1: torch's own pooling, and its gradient."""
+    maker = Maker(Shape(1, 20, 32, 1), torch.float32, "cpu", 0.0)
+    image = maker.normal(3, 20, 4, 30).requires_grad_()
+    wanted = F.avg_pool2d(image.relu(), window)
+    grad = torch.randn_like(wanted)
+    wanted.backward(grad)
+
+    def rows(t: torch.Tensor) -> torch.Tensor:
+        return t.detach().movedim(1, 3).reshape(-1, 20).to(DEVICE)
+
+    zeros, ones = torch.zeros(20, device=DEVICE), torch.ones(20, device=DEVICE)
+    norm = (zeros, ones, ones, zeros, 0.0, *RELU)
+    z, gradient = torch.empty_like(rows(wanted)), torch.zeros(360, 20, device=DEVICE)
+    sums = torch.empty(2, 20, sums_part_count(360, 20), device=DEVICE)
+    launcher("norm_act_pool")(rows(image), *norm, 30, list(window), z)
+    launcher("norm_act_sums")(rows(grad), rows(image), *norm, 30, list(window), sums, gradient)
+
+    torch.testing.assert_close(z, rows(wanted))
+    torch.testing.assert_close(gradient, rows(image.grad))
+    torch.testing.assert_close(sums[0].sum(1), rows(image.grad).sum(0))
+
+
 def test_a_convolution_is_torch_s() -> None:
     """The references are judged, too: with mean 0, variance 1 and no activation, by torch's own gradients."""
     maker = Maker(Shape(130, 44, 64, 12), torch.float32, "cpu", 0.0)
@@ -231,7 +282,7 @@ def test_moments_of_inputs_far_from_zero(name: str) -> None:
         torch.testing.assert_close(squares[:, index], (part - part.mean(0)).square().sum(0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["norm_act", "norm_act_matmul", "norm_act_conv"])
+@pytest.mark.parametrize("name", ["norm_act", "norm_act_pool", "norm_act_matmul", "norm_act_conv"])
 def test_nan_and_infinity_stay(name: str) -> None:
     arguments = make(name, Shape(20, 4, 4, 4))
     x = arguments["x"]
@@ -244,7 +295,7 @@ def test_nan_and_infinity_stay(name: str) -> None:
     want = expected.get("z", expected.get("y"))
     assert torch.equal(result.isnan(), want.isnan())
     assert torch.equal(result.isinf(), want.isinf())
-    assert result[3].isnan().any()
+    assert result[3 * len(result) // len(x)].isnan().any()
 
 
 @pytest.mark.parametrize("name", CASES)
