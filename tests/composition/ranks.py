@@ -19,7 +19,7 @@ START_SECONDS = 120.0
 """Importing torch twice on a busy machine."""
 TASK_SECONDS = 120.0
 """Far more than any task needs, on a busy machine too."""
-COLLECTIVE_SECONDS = 30.0
+COLLECTIVE_SECONDS = 60.0
 """After which a collective that the other rank never joins raises."""
 
 
