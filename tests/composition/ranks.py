@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 import tempfile
 import traceback
 import warnings
@@ -86,7 +87,8 @@ def _answer(pipe: Connection, seconds: float) -> Any:
 
 
 def _work(rank: int, world_size: int, backend: str, store: str, pipe: Connection) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The machine's name need not have an address that it can reach itself by.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # older torch has nothing else
