@@ -114,6 +114,27 @@ def test_under_distributed_data_parallel(ranks: Ranks) -> None:
     ranks.run(trained, "converted", "layer", (2, 2), True)
 
 
+def converted_later(rank: int) -> None:
+    """The norms of an applied model are converted after a step."""
+    allow_on_cpu()
+    naive, model = dense_net(), memopt.apply(dense_net())
+    x = images(seed=rank)
+    assert_same(*(train_step(each, (x,)) for each in (naive, model)))
+    naive, model = (nn.SyncBatchNorm.convert_sync_batchnorm(each) for each in (naive, model))
+    logs: tuple[list[str], list[str]] = ([], [])
+    observed = []
+    for each, log in zip((naive, model), logs, strict=True):
+        with collectives(log):
+            observed.append(train_step(each, (x,)))
+    assert_same(*observed)
+    assert logs[0] == logs[1] != []
+    assert len(memopt.explain(model).rewritten) == 7
+
+
+def test_converted_after_apply(ranks: Ranks) -> None:
+    ranks.run(converted_later)
+
+
 def in_eval_mode(rank: int) -> None:
     allow_on_cpu()
     naive = synchronised().eval()
