@@ -1,5 +1,7 @@
 """Backward of a fused region: chains in reverse, the gradients of all features in one arena."""
 
+from dataclasses import dataclass
+
 import torch
 
 from memopt.ir import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
@@ -10,10 +12,24 @@ from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
 from memopt.runtime.kernels.language import KINDS
 from memopt.runtime.kernels.norm_act_backward import norm_act_backward
-from memopt.runtime.kernels.sum_taps import sum_taps
 from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_arena, zero_pair
 
 Results = dict[int, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a pass over the positions summed, in parts.
+
+    Attributes:
+        norm: Σ d and Σ d·(x - mean), (2, C, parts).
+        weight: parts of the gradient of a convolution's weight.
+        step: of that convolution.
+    """
+
+    norm: torch.Tensor
+    weight: torch.Tensor | None = None
+    step: int | None = None
 
 
 class Backward:
@@ -159,17 +175,16 @@ class Backward:
         """Gradient of what a norm inside a chain reads, as an image."""
         x, norm = rows_of(image), self._norm(stage)
         channels = x.shape[1]
-        constant, slope = zero_pair(channels, x.device)
         if stage.conv is not None:
             dx = empty_rows(x, channels, x.dtype)
             sums = self._conv(stage, norm, dz, rounded, x, image.shape, dx, False)
-            self._finish(stage, norm, sums, len(x), constant, slope)
+            constant, slope = self._finish_alone(stage, norm, sums, len(x))
             norm.activation = KINDS[IDENTITY.name]  # its gradient is in dx
             norm_act_backward(dx, x, *norm.arguments, constant, slope, round_to_tf32, dx)
             return image_of(dx, image.shape)
-        sums = self._parts(norm_act_sums.part_count(*x.shape), channels)
-        norm_act_sums.norm_act_sums(dz, x, *norm.arguments, image.shape[-1], [1, 1], sums, None)
-        self._finish(stage, norm, sums, len(x), constant, slope)
+        sums = Sums(self._parts(norm_act_sums.part_count(*x.shape), channels))
+        norm_act_sums.norm_act_sums(dz, x, *norm.arguments, image.shape[-1], [1, 1], sums.norm, None)
+        constant, slope = self._finish_alone(stage, norm, sums, len(x))
         dx = empty_rows(x, channels, x.dtype)
         norm_act_backward(dz, x, *norm.arguments, constant, slope, round_to_tf32, dx)
         return image_of(dx, image.shape)
@@ -184,13 +199,14 @@ class Backward:
         elif stage.conv is not None:
             sums = self._conv(stage, norm, grad, rounded, x, self.call.size, total, True)
         else:
-            sums = self._parts(norm_act_sums.part_count(*x.shape), x.shape[1])
-            norm_act_sums.norm_act_sums(grad, x, *norm.arguments, self.call.size[-1], window_of(stage), sums, total)
-        self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels])
+            sums = Sums(self._parts(norm_act_sums.part_count(*x.shape), x.shape[1]))
+            width, window = self.call.size[-1], window_of(stage)
+            norm_act_sums.norm_act_sums(grad, x, *norm.arguments, width, window, sums.norm, total)
+        self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels], True)
 
     def _matmul(
         self, stage: FusedNorm, norm: Norm, dy: torch.Tensor, rounded: bool, x: torch.Tensor, total: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> Sums:
         assert stage.matmul is not None
         matrix, _ = self.call.matrix(stage, self.parameters)
         count = norm_act_matmul_backward.part_count(len(x), x.shape[1], len(matrix), dy.element_size())
@@ -199,13 +215,10 @@ class Backward:
         norm_act_matmul_backward.norm_act_matmul_backward(
             dy, x, *norm.arguments, matrix, self.call.allow_tf32, rounded, total, parts, sums
         )
-        weight_at, bias_at = self.call.binding.index[stage.matmul]
-        if weight_at is not None:
-            weight = self.parameters[weight_at]
-            self._give(weight_at, parts.sum(0).view(weight.shape).to(weight.dtype))
+        _, bias_at = self.call.binding.index[stage.matmul]
         if bias_at is not None:
             self._give(bias_at, dy.sum(0, dtype=torch.float32).to(self.parameters[bias_at].dtype))
-        return sums
+        return Sums(sums, parts, stage.matmul)
 
     def _conv(
         self,
@@ -217,7 +230,7 @@ class Backward:
         size: tuple[int, ...],
         result: torch.Tensor,
         accumulate: bool,
-    ) -> torch.Tensor:
+    ) -> Sums:
         assert stage.conv is not None
         taps, _ = self.call.taps(stage, self.parameters)
         count = norm_act_conv_backward.part_count(len(x), x.shape[1], taps.element_size())
@@ -228,28 +241,51 @@ class Backward:
         norm_act_conv_backward.norm_act_conv_backward(
             g, x, *norm.arguments, taps, *image, self.call.allow_tf32, rounded, accumulate, result, parts, sums
         )
-        weight_at, bias_at = self.call.binding.index[stage.conv]
-        if weight_at is not None and ~weight_at in self.call.requires_grad:
-            gradient = torch.empty_like(self.parameters[weight_at])
-            sum_taps(parts, gradient)
-            self._give(weight_at, gradient)
+        _, bias_at = self.call.binding.index[stage.conv]
         if bias_at is not None:
             self._give(bias_at, g.sum(0, dtype=torch.float32).to(self.parameters[bias_at].dtype))
-        return sums
+        return Sums(sums, parts, stage.conv)
+
+    def _finish_alone(
+        self, stage: FusedNorm, norm: Norm, sums: Sums, positions: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `norm_act_backward` needs of a norm that alone reads its input."""
+        training = self.call.norm_op(stage.norm).training
+        channels, device = sums.norm.shape[1], sums.norm.device
+        constant, slope = empty_pair(channels, device) if training else zero_pair(channels, device)
+        self._finish(stage, norm, sums, positions, constant, slope, False)
+        return constant, slope
 
     def _finish(
         self,
         stage: FusedNorm,
         norm: Norm,
-        sums: torch.Tensor,
+        sums: Sums,
         positions: int,
         constant: torch.Tensor,
         slope: torch.Tensor,
+        accumulate: bool,
     ) -> None:
-        weight_gradient, bias_gradient = empty_pair(sums.shape[1], sums.device)
+        own = empty_pair(sums.norm.shape[1], sums.norm.device)
         put_off = (constant, slope) if self.call.norm_op(stage.norm).training else (None, None)
-        finish_norm(sums, norm.variance, norm.weight, norm.eps, positions, weight_gradient, bias_gradient, *put_off)
-        for place, gradient in zip(self.call.binding.index[stage.norm], (weight_gradient, bias_gradient), strict=True):
+        weight_at = None if sums.step is None else self.call.binding.index[sums.step][0]
+        gradient = None
+        if weight_at is not None and ~weight_at in self.call.requires_grad:
+            gradient = torch.empty_like(self.parameters[weight_at])
+            self._give(weight_at, gradient)
+        finish_norm(
+            sums.norm,
+            norm.variance,
+            norm.weight,
+            norm.eps,
+            positions,
+            accumulate,
+            *own,
+            *put_off,
+            None if gradient is None else sums.weight,
+            gradient,
+        )
+        for place, gradient in zip(self.call.binding.index[stage.norm], own, strict=True):
             if place is not None:
                 self._give(place, gradient.to(self.parameters[place].dtype))
 

@@ -132,6 +132,11 @@ def elementwise(channels: int) -> Tiles:
     return Tiles(max(16, 4096 // inner), inner, 0, 4, 2)
 
 
+def partial_sums() -> Tiles:
+    """finish_norm: parts of the weight gradient, and elements of it, at a time."""
+    return Tiles(32, 128, 0, 4, 1)
+
+
 def pooling(channels: int) -> Tiles:
     """norm_act_pool: about 1024 results a program, each of several rows, which are all loaded at once."""
     inner = min(128, power_of_two(channels))

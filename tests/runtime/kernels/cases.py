@@ -163,19 +163,24 @@ def norm_act_sums(m: Maker, act: tuple[int, float], pooled: bool = False) -> dic
     }
 
 
-def finish_norm(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+def finish_norm(m: Maker, act: tuple[int, float], taps: bool = False) -> dict[str, Any]:
     channels = m.shape.channels
     _, variance, weight, _ = m.norm(channels)
+    convolution = _conv(m)[2] if taps else m.normal(m.shape.out, channels, 1, 1)
+    in_parts = _in_parts(convolution) if taps else (m.shape.out, channels)
     return {
         "sums": m.normal(2, channels, 5),
         "variance": variance,
         "weight": weight,
         "eps": 1e-5,
         "positions": m.shape.positions,
+        "accumulate": True,
         "weight_gradient": m.empty(channels),
         "bias_gradient": m.empty(channels),
         "constant": m.normal(channels),
         "slope": m.normal(channels),
+        "parts": m.normal(5, *in_parts),
+        "gradient": m.empty(*convolution.shape, dtype=m.dtype),
     }
 
 
@@ -262,11 +267,6 @@ def _packed(m: Maker, weight: torch.Tensor) -> torch.Tensor:
     return arguments["taps"]
 
 
-def sum_taps(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
-    _, _, weight = _conv(m)
-    return {"parts": m.normal(5, *_in_parts(weight)), "gradient": m.empty(*weight.shape, dtype=m.dtype)}
-
-
 def _in_parts(weight: torch.Tensor) -> tuple[int, int, int]:
     rows, _, columns = packed_size(weight)
     return rows, columns, weight.shape[1]
@@ -335,7 +335,6 @@ CASES: dict[str, Case] = {
         norm_act_matmul,
         norm_act_matmul_backward,
         pack_taps,
-        sum_taps,
         norm_act_conv,
         norm_act_conv_backward,
     )

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -33,8 +32,11 @@ POSITIONS = 128 * 32 * 32
 SIZES = tuple(1 << power for power in range(11))
 """Channels and partial results to choose tiles for. Tiles follow the next power of two, and powers of two, where 16
 divides them, let Triton load through shared memory: they need the most of it."""
-PARTS = {"merge_moments": "moments", "finish_norm": "sums"}
+PARTS = {"merge_moments": "moments"}
 """Kernels whose tile follows the number of partial results, and the argument that holds these."""
+
+OPTIONS = {"norm_act_sums": "pooled", "finish_norm": "taps"}
+"""Other ways to use a kernel, by the option of its case."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Choice:
     parts: int | None = None
     everything: bool = True
     """Whether arguments that may be None are given."""
-    pooled: bool = False
-    """Whether what is read are averages over windows (`norm_act_sums`)."""
+    option: str | None = None
+    """Of the kernel's case in `cases`."""
 
 
 @dataclass
@@ -109,8 +111,10 @@ class Driver:
 def record(choice: Choice) -> tuple[Any, Recorder]:
     """The kernel, and what `launch` would launch."""
     module = importlib.import_module(f"memopt.runtime.kernels.{choice.name}")
-    case: Any = partial(CASES[choice.name], pooled=True) if choice.pooled else CASES[choice.name]
-    arguments = case(Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32), ACTIVATIONS[choice.activation])
+    case: Any = CASES[choice.name]
+    options = {} if choice.option is None else {choice.option: True}
+    sizes = Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32)
+    arguments = case(sizes, ACTIVATIONS[choice.activation], **options)
     if choice.parts is not None:
         arguments[PARTS[choice.name]] = torch.empty(2, choice.shape.channels, choice.parts, device="meta")
     if not choice.everything:
@@ -194,8 +198,9 @@ def jobs() -> list[tuple[Choice, int]]:
             add(86, [*tile_choices(name, FLOAT, tf32=False), *tile_choices(name, HALF)])
             add(90, [*tile_choices(name, FLOAT), Choice(name, FLOAT, wide, tf32=False)])
             add(80, [Choice(name, FLOAT, shape, tf32) for shape in odd for tf32 in (True, False)])
-        if name == "norm_act_sums":
-            found |= {(Choice(name, dtype, wide, pooled=True), t): None for dtype, t in ((FLOAT, 86), (BFLOAT, 90))}
+        if name in OPTIONS:
+            add(86, [Choice(name, FLOAT, wide, option=OPTIONS[name])])
+            add(90, [Choice(name, BFLOAT, wide, option=OPTIONS[name])])
         if name in ("norm_act", "norm_act_backward"):
             add(80, [Choice(name, FLOAT, wide, activation=activation) for activation in ACTIVATIONS])
     # The longest first, so that no process waits for another at the end.
