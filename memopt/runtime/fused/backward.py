@@ -139,7 +139,7 @@ class Backward:
             op = call.binding.ops[stage.step]
             assert op is not None
             assert passing is not None
-            parameters = call.binding.parameters_of(stage.step, self.parameters)
+            parameters = call.laid_out(stage.step, self.parameters, self.saved)
             return op.recompute(passing, parameters, self.saved[call.stash_at[stage.step]], None)
         if index == 0:
             x, size = self.arena[:, chain.source.start : chain.source.stop], call.size
@@ -161,7 +161,7 @@ class Backward:
         op, places = call.binding.ops[stage.step], call.binding.index[stage.step]
         assert op is not None
         needs = (True, *(p is not None and ~p in call.requires_grad for p in places))
-        parameters = call.binding.parameters_of(stage.step, self.parameters)
+        parameters = call.laid_out(stage.step, self.parameters, self.saved)
         stash = self.saved[call.stash_at[stage.step]]
         x_grad, *own = op.backward(grad, x, y, parameters, stash, needs, False)
         assert x_grad is not None

@@ -436,6 +436,26 @@ def test_operators_a_step() -> None:
     assert other == 0
 
 
+def test_weights_of_convolutions_are_laid_out_once_a_step() -> None:
+    """cuDNN would do it in forward and in backward, for every 3 × 3 convolution of a wide layer."""
+    model = fast(bc.DenseNet(block_config=(2,), growth_rate=24))
+    x = torch.randn(2, 3, 8, 8)
+    train_step(model, (x,))
+    layouts: list[bool] = []
+
+    class Weights(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            place = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(func.name())
+            if place is not None and args[place].shape[:2] == (24, 96):
+                layouts.append(args[place].is_contiguous(memory_format=torch.channels_last))
+            return func(*args, **(kwargs or {}))
+
+    with Weights():
+        train_step(model, (x,))
+
+    assert layouts == [True] * 4  # two layers, forward and backward
+
+
 def _transition(pool: Callable[[torch.Tensor], Any], dimensions: int = 2) -> nn.Module:
     """A layer, and a transition that ends with a pooling."""
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
