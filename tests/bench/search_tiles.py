@@ -68,6 +68,9 @@ class Compiler:
 
 def compile_one(job: Job) -> None:
     module: Any = module_of(job)
+    # The tensors here are on no device, but what is compiled depends on the GPU.
+    own = torch.cuda.get_device_capability()
+    tiles.capability = lambda device: own  # type: ignore[assignment]
     kernel = module._kernel
     module._kernel = Compiler(kernel)
     try:
