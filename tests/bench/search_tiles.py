@@ -4,9 +4,9 @@
     PYTHONPATH=. python tests/bench/search_tiles.py --out tiles.csv --kernels norm_act_sums moments --old ../before
 
 Compiles in as many processes as there are cores, then times every choice alone, and prints the present choice (`now`)
-and the best of each shape. With `--old`, the present choice of another checkout, timed first on the same GPU, is `old`.
-`--near` tries fewer choices for kernels that multiply. Microseconds; `floor` is what reading the inputs and writing the
-outputs once takes at 4.2 TB/s.
+and the best of each shape; of a weight gradient also cuDNN's time. With `--old`, the present choice of another
+checkout, timed first on the same GPU, is `old`. `--near` tries fewer choices for kernels that multiply. Microseconds;
+`floor` is what reading the inputs and writing the outputs once takes at 4.2 TB/s.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 import triton
 
 from memopt.runtime.kernels import tiles
-from tests.bench.tile_jobs import CHOOSERS, SHAPES, Job, arguments, choices, floor, module_of
+from tests.bench.tile_jobs import CHOOSERS, SHAPES, Job, arguments, choices, floor, library, module_of
 
 FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "warps", "stages", "programs", "sums_by_row", "us")
 PRESENT = {name: getattr(tiles, name) for name in CHOOSERS.values() if hasattr(tiles, name)}
@@ -180,6 +180,9 @@ def main() -> None:
                     writer.writerow([job.kernel, job.dtype, job.size, *job.row, time_us])
             file.flush()
             now, rest = found[:1], sorted(found[1:], key=lambda pair: pair[0])[:6]
+            if (other := library(group[0])) is not None:
+                library_us = 1e3 * triton.testing.do_bench(other, warmup=1, rep=3, return_mode="median")
+                print(f"{group[0].key} cuDNN: {library_us:.0f}")
             before = f"old {old[group[0].key]:.0f} " if group[0].key in old else ""
             best = " ".join(describe(job, time_us) for time_us, job in now + rest)
             print(f"{group[0].key} floor {floor(group[0]):.0f}: {before}{best}", flush=True)

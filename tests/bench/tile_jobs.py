@@ -1,7 +1,9 @@
 """What `search_tiles.py` times: the kernels' shapes in densenet121 and DenseNet-BC-100, their choices and arguments."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from memopt.runtime.kernels import (
     norm_act_conv,
     norm_act_conv_backward,
+    norm_act_conv_weight,
     norm_act_matmul_backward,
     norm_act_sums,
     tiles,
@@ -38,6 +41,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "norm_act_matmul_backward": _MATMULS,
     "norm_act_conv": _CONVS,
     "norm_act_conv_backward": _CONVS,
+    "norm_act_conv_weight": tuple((n, 128, 32, w) for n, w in ((200704, 56), (50176, 28), (12544, 14), (3136, 7))),
     "norm_act_sums": _BOTTLENECKS,
     "norm_act_sums averaged": _TRANSITIONS,
     "norm_act_pool": _TRANSITIONS,
@@ -50,6 +54,7 @@ CHOOSERS = {
     "norm_act_matmul_backward": "matmul_backward",
     "norm_act_conv": "conv_forward",
     "norm_act_conv_backward": "conv_backward",
+    "norm_act_conv_weight": "conv_weight",
     "norm_act_sums": "reduction_tiles",
     "norm_act_sums averaged": "reduction_tiles",
     "norm_act_pool": "pooling",
@@ -104,6 +109,10 @@ def choices(job: Job, near: bool) -> list[Tiles]:
     if job.kernel in ("norm_act_matmul", "norm_act_conv"):
         warps, stages = ((4,), (1, 3)) if near else ((4, 8), (1, 2, 3, 4))
         return [Tiles(p, i, outer, w, s) for p, i, w, s in product((128, 256), (32, 64), warps, stages)]
+    if job.kernel == "norm_act_conv_weight":
+        stages, programs = ((2, 3), (264, 528)) if near else ((1, 2, 3, 4), (132, 264, 396, 528))
+        grid = product((16, 32, 64, 128), (64, 128), (4, 8), stages, programs)
+        return [Tiles(p, i, outer, w, s, n) for p, i, w, s, n in grid if p * i <= 8192]
     rows, stages, programs = ((32, 64), (2, 3), (264, 528)) if near else ((32, 64, 128), (1, 2, 3), (264, 528, 1056))
     grid = product(rows, (32, 64), (4, 8), stages, programs, (False, True))
     return [Tiles(p, i, outer, w, s, n, sums_by_row=by_row) for p, i, w, s, n, by_row in grid if p * i <= 4096]
@@ -122,6 +131,7 @@ def floor(job: Job) -> float:
         "norm_act_matmul_backward": (channels + out) * item + 8 * channels,
         "norm_act_conv": (channels + out) * item,
         "norm_act_conv_backward": (2 * channels + out) * item,
+        "norm_act_conv_weight": (channels + out) * item,
         "norm_act_sums": 2 * channels * item,
         "norm_act_pool": 1.25 * channels * item,
         "moments": 2 * channels * item,
@@ -181,6 +191,10 @@ def arguments(job: Job, device: str) -> dict[str, Any]:
 def _convolution(job: Job, matrix: Any, dense: Any) -> dict[str, Any]:
     positions, channels, out, width = job.shape
     item = job.dtype.itemsize
+    if job.kernel == "norm_act_conv_weight":
+        weight = torch.empty(out, channels, 3, 3, dtype=job.dtype, device="meta")
+        parts = matrix(*norm_act_conv_weight.parts_size(positions, channels, weight))
+        return {"g": dense(out), "x": dense(channels), "parts": parts}
     size = packed_size(torch.empty(out, channels, 3, 3, device="meta"))
     given = {"x": dense(channels), "taps": matrix(*size, dtype=job.dtype), "taps_bias": None}
     if job.kernel == "norm_act_conv":
@@ -189,3 +203,18 @@ def _convolution(job: Job, matrix: Any, dense: Any) -> dict[str, Any]:
     count = norm_act_conv_backward.part_count(positions, channels, item)
     parts, sums = matrix(count, 3, size[2], channels), matrix(2, channels, count)
     return given | {"g": dense(out), "result": dense(channels), "parts": parts, "sums": sums}
+
+
+def library(job: Job) -> Callable[[], Any] | None:
+    """What a library does instead of a kernel, which also spares `norm_act`: cuDNN's weight gradient."""
+    if job.kernel != "norm_act_conv_weight":
+        return None
+    positions, channels, out, width = job.shape
+
+    def image(wide: int) -> torch.Tensor:
+        rows = torch.zeros(positions // width**2, width, width, wide, dtype=job.dtype, device="cuda")
+        return rows.movedim(3, 1)
+
+    weight = torch.zeros(out, channels, 3, 3, dtype=job.dtype, device="cuda").to(memory_format=torch.channels_last)
+    settings = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
+    return partial(torch.ops.aten.convolution_backward, image(out), image(channels), weight, *settings)

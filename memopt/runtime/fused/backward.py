@@ -1,12 +1,11 @@
 """Backward of a fused region: chains in reverse, the gradients of all features in one arena."""
 
-from dataclasses import dataclass
-
 import torch
 
-from memopt.ir import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, Interval, PlainStage
+from memopt.ir import IDENTITY, FusedChain, FusedNorm, Interval, PlainStage
 from memopt.runtime.binding import Tensors
 from memopt.runtime.fused.call import Call, Norm, image_size, size_made, window_of
+from memopt.runtime.fused.sums import Sums, empty_sums, weight_parts
 from memopt.runtime.kernels import norm_act_conv_backward, norm_act_matmul_backward, norm_act_sums
 from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
@@ -15,21 +14,7 @@ from memopt.runtime.kernels.norm_act_backward import norm_act_backward
 from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_arena, zero_pair
 
 Results = dict[int, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What a pass over the positions summed, in parts.
-
-    Attributes:
-        norm: Σ d and Σ d·(x - mean), (2, C, parts).
-        weight: parts of the gradient of a convolution's weight.
-        step: of that convolution.
-    """
-
-    norm: torch.Tensor
-    weight: torch.Tensor | None = None
-    step: int | None = None
+_Apart = tuple[torch.Tensor, int] | tuple[()]
 
 
 class Backward:
@@ -93,20 +78,37 @@ class Backward:
 
     def _chain(self, number: int, chain: FusedChain, grad: torch.Tensor, rounded: bool) -> None:
         results = self._recompute(number, chain)
+        apart: _Apart = ()
         for index in reversed(range(len(chain.stages))):
             stage = chain.stages[index]
-            if isinstance(stage, PlainStage):
+            if isinstance(stage, PlainStage) and stage.own_weight_gradient:
+                x = results[index - 2] if index > 1 else image_of(self._part(chain.source), self.call.size)
+                apart = self._weight_apart(stage, chain.stages[index - 1], grad, x)
+                grad, rounded = self._plain(stage, grad, x, None), False
+            elif isinstance(stage, PlainStage):
                 grad, rounded = self._plain(stage, grad, results.get(index - 1), results.get(index)), False
             elif index > 0:
                 given, rounded = rounded, self._rounds(chain.stages[index - 1])
-                grad = self._dense_norm(stage, rows_of(grad), results[index - 1], given, rounded)
+                grad = self._dense_norm(stage, rows_of(grad), results[index - 1], given, rounded, apart)
+                apart = ()
             else:
-                self._arena_norm(stage, rows_of(grad), chain.source, rounded)
+                self._arena_norm(stage, rows_of(grad), chain.source, rounded, apart)
             results.pop(index, None)
+
+    def _weight_apart(
+        self, stage: PlainStage, before: FusedNorm | PlainStage, grad: torch.Tensor, image: torch.Tensor
+    ) -> _Apart:
+        """Parts of the weight gradient of a convolution of act(norm(image))."""
+        assert isinstance(before, FusedNorm)
+        weight_at, _ = self.call.binding.index[stage.step]
+        if weight_at is None or ~weight_at not in self.call.requires_grad:
+            return ()
+        norm, weight = self._norm(before), self.parameters[weight_at]
+        return weight_parts(self.call, norm, rows_of(grad), rows_of(image), image.shape, weight), stage.step
 
     def _recompute(self, number: int, chain: FusedChain) -> Results:
         """Results of stages that the gradients of this chain read, by index."""
-        wanted = self._wanted(chain)
+        wanted = self.call.wanted(chain)
         results: Results = {}
         if chain.kept is not None:
             results[chain.kept] = self.saved[self.call.kept_at[number]]
@@ -122,16 +124,6 @@ class Backward:
                 results[index] = passing
         return results
 
-    def _wanted(self, chain: FusedChain) -> set[int]:
-        wanted = set()
-        for index, stage in enumerate(chain.stages):
-            if isinstance(stage, PlainStage):
-                kind = self.call.plan.steps[stage.step].op.kind
-                wanted |= ({index - 1} if kind in NEEDS_INPUT else set()) | ({index} if kind in NEEDS_OUTPUT else set())
-            elif index > 0:
-                wanted.add(index - 1)
-        return wanted
-
     def _again(self, chain: FusedChain, index: int, passing: torch.Tensor | None) -> torch.Tensor:
         """A stage's result, as forward computed it."""
         call, stage = self.call, chain.stages[index]
@@ -142,13 +134,16 @@ class Backward:
             parameters = call.laid_out(stage.step, self.parameters, self.saved)
             return op.recompute(passing, parameters, self.saved[call.stash_at[stage.step]], None)
         if index == 0:
-            x, size = self.arena[:, chain.source.start : chain.source.stop], call.size
+            x, size = self._part(chain.source), call.size
         else:
             assert passing is not None
             x, size = rows_of(passing), passing.shape
         result = call.empty_result(stage, x, self.parameters)
         call.run(stage, self._norm(stage), self.parameters, x, size, result, None)
         return image_of(result, size_made(stage, size))
+
+    def _part(self, place: Interval) -> torch.Tensor:
+        return self.arena[:, place.start : place.stop]
 
     def _norm(self, stage: FusedNorm) -> Norm:
         place = self.call.statistics_at[stage.norm]
@@ -160,17 +155,25 @@ class Backward:
         call = self.call
         op, places = call.binding.ops[stage.step], call.binding.index[stage.step]
         assert op is not None
-        needs = (True, *(p is not None and ~p in call.requires_grad for p in places))
+        needs = [True, *(p is not None and ~p in call.requires_grad for p in places)]
+        if stage.own_weight_gradient:
+            needs[1] = False
         parameters = call.laid_out(stage.step, self.parameters, self.saved)
         stash = self.saved[call.stash_at[stage.step]]
-        x_grad, *own = op.backward(grad, x, y, parameters, stash, needs, False)
+        x_grad, *own = op.backward(grad, x, y, parameters, stash, tuple(needs), False)
         assert x_grad is not None
         for place, gradient in zip(places, own, strict=True):
             self._give(place, gradient)
         return x_grad
 
     def _dense_norm(
-        self, stage: FusedNorm, dz: torch.Tensor, image: torch.Tensor, rounded: bool, round_to_tf32: bool
+        self,
+        stage: FusedNorm,
+        dz: torch.Tensor,
+        image: torch.Tensor,
+        rounded: bool,
+        round_to_tf32: bool,
+        apart: _Apart,
     ) -> torch.Tensor:
         """Gradient of what a norm inside a chain reads, as an image."""
         x, norm = rows_of(image), self._norm(stage)
@@ -182,14 +185,14 @@ class Backward:
             norm.activation = KINDS[IDENTITY.name]  # its gradient is in dx
             norm_act_backward(dx, x, *norm.arguments, constant, slope, round_to_tf32, dx)
             return image_of(dx, image.shape)
-        sums = Sums(self._parts(norm_act_sums.part_count(*x.shape), channels))
+        sums = Sums(empty_sums(norm_act_sums.part_count(*x.shape), channels, x.device), *apart)
         norm_act_sums.norm_act_sums(dz, x, *norm.arguments, image.shape[-1], [1, 1], sums.norm, None)
         constant, slope = self._finish_alone(stage, norm, sums, len(x))
         dx = empty_rows(x, channels, x.dtype)
         norm_act_backward(dz, x, *norm.arguments, constant, slope, round_to_tf32, dx)
         return image_of(dx, image.shape)
 
-    def _arena_norm(self, stage: FusedNorm, grad: torch.Tensor, source: Interval, rounded: bool) -> None:
+    def _arena_norm(self, stage: FusedNorm, grad: torch.Tensor, source: Interval, rounded: bool, apart: _Apart) -> None:
         """Adds to the gradient arena what a chain's first stage hands back."""
         norm = self._norm(stage)
         channels = slice(source.start, source.stop)
@@ -199,7 +202,7 @@ class Backward:
         elif stage.conv is not None:
             sums = self._conv(stage, norm, grad, rounded, x, self.call.size, total, True)
         else:
-            sums = Sums(self._parts(norm_act_sums.part_count(*x.shape), x.shape[1]))
+            sums = Sums(empty_sums(norm_act_sums.part_count(*x.shape), x.shape[1], x.device), *apart)
             width, window = self.call.size[-1], window_of(stage)
             norm_act_sums.norm_act_sums(grad, x, *norm.arguments, width, window, sums.norm, total)
         self._finish(stage, norm, sums, len(x), self.constant[channels], self.slope[channels], True)
@@ -210,7 +213,7 @@ class Backward:
         assert stage.matmul is not None
         matrix, _ = self.call.matrix(stage, self.parameters)
         count = norm_act_matmul_backward.part_count(len(x), x.shape[1], len(matrix), dy.element_size())
-        sums = self._parts(count, x.shape[1])
+        sums = empty_sums(count, x.shape[1], x.device)
         parts = torch.empty(count, *matrix.shape, device=x.device)
         norm_act_matmul_backward.norm_act_matmul_backward(
             dy, x, *norm.arguments, matrix, self.call.allow_tf32, rounded, total, parts, sums
@@ -234,7 +237,7 @@ class Backward:
         assert stage.conv is not None
         taps, _ = self.call.taps(stage, self.parameters)
         count = norm_act_conv_backward.part_count(len(x), x.shape[1], taps.element_size())
-        sums = self._parts(count, x.shape[1])
+        sums = empty_sums(count, x.shape[1], x.device)
         window, _, columns = taps.shape
         parts = torch.empty(count, window, columns, x.shape[1], device=x.device)
         image = image_size(size)
@@ -292,6 +295,3 @@ class Backward:
     def _give(self, place: int | None, gradient: torch.Tensor | None) -> None:
         if place is not None and gradient is not None and ~place in self.call.requires_grad:
             self.parameter_grads[place] = gradient
-
-    def _parts(self, count: int, channels: int) -> torch.Tensor:
-        return torch.empty(2, channels, count, device=self.arena.device)

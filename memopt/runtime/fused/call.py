@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from memopt.ir import FusedNorm, FusedPlan, Kind
+from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, FusedPlan, Kind, PlainStage
 from memopt.runtime.binding import Binding, Tensors
 from memopt.runtime.kernels import norm_act_conv, norm_act_matmul
 from memopt.runtime.kernels.language import KINDS
@@ -85,6 +85,18 @@ class Call:
             KINDS[stage.activation.name],
             stage.activation.parameter,
         )
+
+    def wanted(self, chain: FusedChain) -> set[int]:
+        """Indices of the stages whose results the gradients of a chain read."""
+        found = set()
+        for index, stage in enumerate(chain.stages):
+            if isinstance(stage, PlainStage):
+                kind = self.plan.steps[stage.step].op.kind
+                reads = kind in NEEDS_INPUT and not stage.own_weight_gradient
+                found |= ({index - 1} if reads else set()) | ({index} if kind in NEEDS_OUTPUT else set())
+            elif index > 0:
+                found.add(index - 1)
+        return found
 
     def lay_out(self, step: int, image: torch.Tensor, parameters: Tensors) -> Params:
         """A plain step's parameters. A convolution's weight is laid out once, here, and not again in backward."""

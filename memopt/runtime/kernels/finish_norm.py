@@ -11,9 +11,10 @@ import torch
 from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.language import tl, triton
 from memopt.runtime.kernels.library import define
-from memopt.runtime.kernels.pack_taps import COLUMNS
+from memopt.runtime.kernels.pack_taps import outer
 
-_INTEGERS = ["P", "C", "part_count", "weight_tiles", "K", "k_stride", "c_stride", "row_stride", "column_stride"]
+_INTEGERS = ["P", "C", "part_count", "weight_count", "weight_tiles", "K"]
+_STRIDES = ["k_stride", "c_stride", "row_stride", "column_stride"]
 
 
 @triton.jit
@@ -27,7 +28,7 @@ def _total(parts, first, COUNT, distance, there, BT: tl.constexpr, BLOCK: tl.con
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=_INTEGERS + _STRIDES)
 def _kernel(
     sums,
     variance,
@@ -42,6 +43,7 @@ def _kernel(
     C,
     part_count,
     eps,
+    weight_count,
     weight_tiles,
     SIZE,
     K,
@@ -54,6 +56,7 @@ def _kernel(
     WEIGHT: tl.constexpr,
     TAPS: tl.constexpr,
     BT: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BK: tl.constexpr,
     BW: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -62,14 +65,14 @@ def _kernel(
     if program < weight_tiles:
         if WEIGHT:
             at = program * BLOCK + tl.arange(0, BLOCK)
-            total = _total(parts, at, part_count, SIZE, at < SIZE, BW, BLOCK)
+            total = _total(parts, at, weight_count, SIZE, at < SIZE, BW, BLOCK)
             c = at % C
             k = at // C
             place = gradient + c * c_stride
             wanted = at < SIZE
             if TAPS:
-                column = k // BK % 4
-                place += k // BK // 4 * row_stride + column * column_stride
+                column = k // BK % COLUMNS
+                place += k // BK // COLUMNS * row_stride + column * column_stride
                 k = k % BK
                 wanted = wanted & (k < K) & (column < 3)
             tl.store(place + k * k_stride, total.to(gradient.dtype.element_ty), mask=wanted)
@@ -113,7 +116,8 @@ def launch(
 ) -> None:
     """Run the kernel; the arguments are those of the operator."""
     _, channels, count = sums.shape
-    taps = parts is not None and parts.dim() == 4
+    rows = 1 if gradient is None else outer(len(gradient))
+    columns = parts.shape[2] // rows if parts is not None and parts.dim() == 4 else 0
     size = 0 if parts is None or gradient is None else parts[0].numel()
     strides = (0, 0, 0) if gradient is None else gradient.stride()
     chosen = tiles.partial_sums()
@@ -132,6 +136,7 @@ def launch(
         channels,
         count,
         eps,
+        0 if parts is None else len(parts),
         weight_tiles,
         size,
         0 if gradient is None else len(gradient),
@@ -142,9 +147,10 @@ def launch(
         DEFER=constant is not None,
         ACCUMULATE=accumulate,
         WEIGHT=size > 0,
-        TAPS=taps,
+        TAPS=columns > 0,
         BT=1024,
-        BK=parts.shape[2] // COLUMNS if parts is not None and taps else 1,
+        COLUMNS=columns,
+        BK=rows,
         BW=chosen.positions,
         BLOCK=chosen.inner,
         num_warps=chosen.warps,
@@ -180,7 +186,7 @@ def compute(
     if parts is not None and gradient is not None:
         total = parts.sum(0)
         if parts.dim() == 4:
-            total = total.unflatten(1, (COLUMNS, -1))[:, :3, : len(gradient)].permute(2, 3, 0, 1)
+            total = total.unflatten(1, (-1, outer(len(gradient))))[:, :3, : len(gradient)].permute(2, 3, 0, 1)
         gradient.copy_(total.reshape(gradient.shape))
 
 
@@ -193,5 +199,6 @@ finish_norm = define(
 )
 """sums (2, C, parts): Σ d and Σ d·(x - mean); variance, weight (C). weight_gradient and bias_gradient (C) are written;
 constant and slope (C) are written or, with `accumulate`, added to, if given (not for a norm with running statistics).
-gradient is written, if given, of any layout: (B, C, 1 …) from `parts` (parts, B, C), as `norm_act_matmul_backward`
-writes them, or (K, C, 3, 3) or (K, C, 3) from (parts, R, 4 · K', C), as `norm_act_conv_backward` does."""
+gradient is written, if given, of any layout: (B, C, 1 …) from `parts` (count, B, C), as `norm_act_matmul_backward`
+writes them, or (K, C, 3, 3) or (K, C, 3) from (count, R, 4 · K', C) of `norm_act_conv_backward` or
+(count, R, 3 · K', C) of `norm_act_conv_weight`."""

@@ -436,6 +436,41 @@ def test_operators_a_step() -> None:
     assert other == 0
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["bc", "plain", "narrow signal"])
+def test_weight_gradients_of_wide_convolutions(
+    name: str, level: str, amp: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed from what the norm reads: cuDNN would want the normalised tensor again."""
+    monkeypatch.setattr("memopt.plan.fused.MAX_WEIGHT_CHANNELS", 64)
+    monkeypatch.setattr("memopt.plan.fused.MAX_CONV_CHANNELS", 0)
+    make, shape = (MODELS | {"narrow signal": (lambda: _transition(nn.AvgPool1d(2), 1), (4, 3, 24))})[name]
+    torch.manual_seed(0)
+    naive = make().to(DEVICE)
+    rewritten = fast(naive, level)
+    x = torch.randn(shape, device=DEVICE)
+
+    distance = measure_distance(naive, rewritten, (x,), amp=amp)
+
+    assert distance.within_bound, distance
+    names = _operators(rewritten, x)
+    layers = names.count("memopt::norm_act_conv_weight")
+    assert layers >= 1
+    again = names[names.index("aten::convolution_backward") :]
+    assert again.count("memopt::norm_act") <= names.count("memopt::norm_act") - layers
+
+
+def test_a_frozen_wide_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memopt.plan.fused.MAX_WEIGHT_CHANNELS", 64)
+    monkeypatch.setattr("memopt.plan.fused.MAX_CONV_CHANNELS", 0)
+    naive = small_net()
+    naive.block1.layers[1].conv2.weight.requires_grad_(False)
+    rewritten = fast(naive)
+    assert_near(train_step(naive, (images().to(DEVICE),)), train_step(rewritten, (images().to(DEVICE),)))
+    assert_all_fast(rewritten)
+
+
 def test_weights_of_convolutions_are_laid_out_once_a_step() -> None:
     """cuDNN would do it in forward and in backward, for every 3 × 3 convolution of a wide layer."""
     model = fast(bc.DenseNet(block_config=(2,), growth_rate=24))

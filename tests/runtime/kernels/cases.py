@@ -12,6 +12,7 @@ from memopt.ir import MAX_CONV_CHANNELS
 from memopt.runtime.kernels import language
 from memopt.runtime.kernels import norm_act_conv as conv_module
 from memopt.runtime.kernels import norm_act_conv_backward as conv_backward_module
+from memopt.runtime.kernels import norm_act_conv_weight as weight_module
 from memopt.runtime.kernels import norm_act_matmul as forward_module
 from memopt.runtime.kernels import norm_act_matmul_backward as backward_module
 from memopt.runtime.kernels import norm_act_sums as sums_module
@@ -288,6 +289,20 @@ def norm_act_conv(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
     }
 
 
+def norm_act_conv_weight(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    out, (height, width) = min(s.out, 64), image_size(s.positions)
+    weight = torch.empty(out, s.channels, *((3, 3) if height > 1 else (3,)), dtype=m.dtype, device="meta")
+    return {
+        "g": m.rows(out),
+        **_normed(m, act, x=m.arena()),
+        "height": height,
+        "width": width,
+        "allow_tf32": m.allow_tf32,
+        "parts": m.empty(*weight_module.parts_size(s.positions, s.channels, weight)),
+    }
+
+
 def norm_act_conv_backward(m: Maker, act: tuple[int, float], accumulate: bool = False) -> dict[str, Any]:
     s = m.shape
     out, (height, width), weight = _conv(m)
@@ -337,6 +352,7 @@ CASES: dict[str, Case] = {
         pack_taps,
         norm_act_conv,
         norm_act_conv_backward,
+        norm_act_conv_weight,
     )
 }
 WITH_ACTIVATION = (
@@ -348,6 +364,7 @@ WITH_ACTIVATION = (
     "norm_act_matmul_backward",
     "norm_act_conv",
     "norm_act_conv_backward",
+    "norm_act_conv_weight",
 )
 OPTIONAL = ("copy", "gradient", "matrix_bias", "taps_bias", "moments", "constant", "slope")
 """Arguments that may be None."""

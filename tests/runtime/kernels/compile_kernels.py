@@ -26,7 +26,13 @@ from memopt.runtime.kernels import tiles
 from tests.runtime.kernels.cases import ACTIVATIONS, CASES, Maker, Shape
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
-MATMULS = ("norm_act_matmul", "norm_act_matmul_backward", "norm_act_conv", "norm_act_conv_backward")
+MATMULS = (
+    "norm_act_matmul",
+    "norm_act_matmul_backward",
+    "norm_act_conv",
+    "norm_act_conv_backward",
+    "norm_act_conv_weight",
+)
 POSITIONS = 128 * 32 * 32
 """So many that every loop over tiles of positions stays a loop."""
 SIZES = tuple(1 << power for power in range(11))
@@ -172,7 +178,7 @@ def tile_choices(name: str, dtype: torch.dtype, tf32: bool = True) -> list[Choic
     """Every choice of tiles there is for one kernel and type."""
     if name in PARTS:
         return distinct(Choice(name, dtype, Shape(POSITIONS, 64, 64, 1), parts=parts) for parts in SIZES)
-    most = MAX_CONV_CHANNELS if "conv" in name else MAX_MATMUL_CHANNELS
+    most = 64 if "weight" in name else MAX_CONV_CHANNELS if "conv" in name else MAX_MATMUL_CHANNELS
     outs = [out for out in SIZES if name == "norm_act_matmul" or out <= most]
     pairs = product(SIZES, outs if name in MATMULS else [1])
     return distinct(Choice(name, dtype, Shape(POSITIONS, channels, 2 * channels, out), tf32) for channels, out in pairs)

@@ -14,6 +14,7 @@ from memopt.runtime import kernels
 from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.library import NAMES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
+from memopt.runtime.kernels.norm_act_conv_weight import parts_size
 from memopt.runtime.kernels.norm_act_sums import part_count as sums_part_count
 from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.reference import as_operand
@@ -275,12 +276,17 @@ def test_a_convolution_is_torch_s() -> None:
     unused = [torch.empty(44, device=DEVICE) for _ in range(2)]
     launcher("finish_norm")(sums, ones, ones, 0.0, 130, False, *unused, None, None, parts, gradient)
 
+    apart, alone = torch.empty(parts_size(130, 44, weight), device=DEVICE), torch.empty(weight.shape, device=DEVICE)
+    launcher("norm_act_conv_weight")(g, x, *norm, height, width, False, apart)
+    launcher("finish_norm")(sums, ones, ones, 0.0, 130, False, *unused, None, None, apart, alone)
+
     def rows(t: torch.Tensor) -> torch.Tensor:
         return t.detach().movedim(1, 3).reshape(130, -1).cpu()
 
     torch.testing.assert_close(y.cpu(), rows(wanted), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(d.cpu(), rows(image.grad), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradient.cpu(), weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.cpu(), weight.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["moments", "merge_moments"])
