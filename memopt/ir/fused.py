@@ -24,6 +24,10 @@ class Interval:
     stop: int
 
 
+MAX_WEIGHT_CHANNELS = 0
+"""Output channels up to which the weight gradient of a wider convolution of a window of three, which cuDNN runs, is
+computed by a kernel that normalises as it loads; at most 64. 0: cuDNN computes that, too."""
+
 MAX_POOL_WINDOW = 16
 """Positions of a window up to which a pooling is fused with the norm before it: the kernel names each one."""
 
@@ -67,9 +71,16 @@ class FusedNorm:
 
 @dataclass(frozen=True, slots=True)
 class PlainStage:
-    """A step that runs by itself, by the operation of the exact runtime."""
+    """A step that runs by itself, by the operation of the exact runtime.
+
+    Attributes:
+        step: its index.
+        own_weight_gradient: it is a convolution whose weight gradient is computed from what the `FusedNorm` before it
+            reads: that norm's result is not computed again in backward.
+    """
 
     step: int
+    own_weight_gradient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

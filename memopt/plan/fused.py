@@ -14,6 +14,7 @@ from memopt.ir import (
     MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
     MAX_POOL_WINDOW,
+    MAX_WEIGHT_CHANNELS,
     FusedChain,
     FusedNorm,
     FusedPlan,
@@ -151,6 +152,8 @@ class _Planner:
         while following is not None:
             index = following
             stage, last = self._stage(index, first=not stages)
+            if stages and self._own_weight_gradient(stages[-1], index):
+                stage = PlainStage(index, own_weight_gradient=True)
             stages.append(stage)
             following = self._only_reader(steps[last].output)
             if following is not None and following == _pooled_at(stages[0]):
@@ -190,6 +193,15 @@ class _Planner:
         if window == {3} and len(extent.size) < 5 and made <= MAX_CONV_CHANNELS:
             return FusedNorm(index, activation, None, following, extent.dtype), following
         return FusedNorm(index, activation, None, None, dtype), last
+
+    def _own_weight_gradient(self, before: FusedNorm | PlainStage, conv: int) -> bool:
+        """Whether a convolution that runs by itself has its weight gradient computed from what a norm reads."""
+        extent = self.draft.extents[self.draft.steps[conv].output]
+        window = set(self.draft.steps[conv].op.window or ())
+        if not isinstance(before, FusedNorm) or window != {3} or len(extent.size) > 4:
+            return False
+        alone = before.matmul is None and before.conv is None and before.pool is None
+        return alone and extent.size[1] <= MAX_WEIGHT_CHANNELS and extent.dtype in _DTYPES
 
     def _pooled_behind(self, conv: int) -> Pooling | None:
         """The pooling that ends a chain behind a convolution, if it can as well go before it."""

@@ -5,6 +5,7 @@ from math import prod
 import torch
 
 from memopt.runtime.kernels.tiles import padded
+from memopt.runtime.memory_format import suggested_format
 
 
 def rows_of(image: torch.Tensor) -> torch.Tensor:
@@ -16,6 +17,12 @@ def rows_of(image: torch.Tensor) -> torch.Tensor:
 def image_of(rows: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """The image of a matrix, as a view. `size` is that of any image with the same batch and spatial sizes."""
     return rows.view(size[0], *size[2:], rows.shape[1]).movedim(-1, 1)
+
+
+def laid_like(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight as cuDNN reads it beside an image: with the channels innermost if the image's are."""
+    chosen = suggested_format(image)
+    return weight if chosen == torch.contiguous_format else weight.contiguous(memory_format=chosen)
 
 
 def empty_arena(positions: int, channels: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

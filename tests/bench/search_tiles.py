@@ -1,19 +1,25 @@
-"""Which tiles are fastest for the kernels that multiply, shape by shape: what `tiles.py` was written from. Needs a GPU.
+"""Which tiles are fastest for the fused kernels, shape by shape: what `tiles.py` was written from. Needs a GPU.
 
-    PYTHONPATH=. python tests/bench/search_tiles.py --out tiles.csv
+    PYTHONPATH=. python tests/bench/search_tiles.py --out tiles.csv --near
+    PYTHONPATH=. python tests/bench/search_tiles.py --out tiles.csv --kernels norm_act_sums moments --old ../before
 
-Compiles in as many processes as there are cores, then times every choice alone, and prints the best of each shape.
-Microseconds; `floor` is what reading the inputs and writing the outputs once takes at 4.2 TB/s.
+Compiles in as many processes as there are cores, then times every choice alone, and prints the present choice (`now`)
+and the best of each shape; of a weight gradient also cuDNN's time. With `--old`, the present choice of another
+checkout, timed first on the same GPU, is `old`. `--near` tries fewer choices for kernels that multiply. Microseconds;
+`floor` is what reading the inputs and writing the outputs once takes at 4.2 TB/s.
 """
 
 import argparse
 import csv
+import inspect
+import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,83 +27,33 @@ from typing import Any
 import torch
 import triton
 
-from memopt.runtime.kernels import (
-    norm_act_conv,
-    norm_act_conv_backward,
-    norm_act_matmul,
-    norm_act_matmul_backward,
-    tiles,
-)
-from memopt.runtime.kernels.pack_taps import packed_size
-from memopt.runtime.kernels.tiles import Tiles, cdiv, padded
+from memopt.runtime.kernels import tiles
+from tests.bench.tile_jobs import CHOOSERS, SHAPES, Job, arguments, choices, floor, library, module_of
 
-BYTES_PER_SECOND = 4.2e12
-Shape = tuple[int, ...]
-MATMUL_SHAPES = (
-    (524288, 132, 48),
-    (131072, 276, 48),
-    (524288, 216, 108),
-    (200704, 224, 128),
-    (50176, 384, 128),
-    (3136, 768, 128),
-)
-"""Positions, channels read, channels made."""
-CONV_SHAPES = ((524288, 48, 12, 32), (131072, 48, 12, 16), (200704, 128, 32, 56), (12544, 128, 32, 14))
-"""The same, and the width and height of an image."""
-FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "warps", "stages", "programs", "us")
+FIELDS = ("kernel", "dtype", "shape", "positions", "inner", "warps", "stages", "programs", "sums_by_row", "us")
+PRESENT = {name: getattr(tiles, name) for name in CHOOSERS.values() if hasattr(tiles, name)}
 
 
-@dataclass(frozen=True)
-class Job:
-    kernel: str
-    shape: Shape
-    dtype: torch.dtype
-    tiles: Tiles
+def prepare(job: Job, device: str) -> Callable[[], Any]:
+    """A launch with the job's tiles, or those that the kernel chooses itself."""
+    chooser, chosen = CHOOSERS[job.kernel], job.tiles
+    if chosen is not None:
+        setattr(tiles, chooser, lambda *_: chosen)
+    elif chooser in PRESENT:
+        setattr(tiles, chooser, PRESENT[chooser])
+    given = arguments(job, device)
+    launch = module_of(job).launch
+    wanted = inspect.signature(launch).parameters
+    if job.kernel.endswith("averaged") and "window" not in wanted:
+        raise KeyError("another checkout's kernel, which cannot do this")
+    own = {name: given[name] for name in wanted}
 
+    def run() -> None:
+        launch(**own)
+        if "parts" in given and "parts" not in wanted and given["gradient"] is not None:
+            given["gradient"].copy_(given["parts"].sum(0).view(given["gradient"].shape))
 
-def choices(kernel: str, out_channels: int) -> list[Tiles]:
-    outer = max(16, tiles.power_of_two(out_channels))
-    if kernel in ("norm_act_matmul", "norm_act_conv"):
-        return [Tiles(p, i, outer, w, s) for p, i, w, s in product((128, 256), (32, 64), (4, 8), (1, 2, 3, 4))]
-    grid = product((32, 64, 128), (32, 64), (4, 8), (1, 2, 3), (264, 528, 1056))
-    return [Tiles(p, i, outer, w, s, n) for p, i, w, s, n in grid if p * i <= 4096]
-
-
-def prepare(job: Job, device: str) -> tuple[Any, tuple[Any, ...]]:
-    """The kernel's file, and the arguments of a launch with these tiles."""
-    positions, channels, out = job.shape[:3]
-    chosen = job.tiles
-    tiles.matmul_forward = tiles.matmul_backward = tiles.conv_forward = tiles.conv_backward = lambda *_: chosen
-    item = job.dtype.itemsize
-
-    def matrix(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.zeros(size, dtype=dtype, device=device)
-
-    def arena(dtype: torch.dtype) -> torch.Tensor:
-        return matrix(positions, padded(2 * channels), dtype=dtype)[:, :channels]
-
-    norm = (*(matrix(channels) for _ in range(4)), 1e-5, 1, 0.0)
-    y = matrix(positions, out, dtype=job.dtype)
-    if job.kernel == "norm_act_matmul":
-        moments = matrix(2, out, cdiv(positions, chosen.positions))
-        return norm_act_matmul, (arena(job.dtype), *norm, matrix(out, channels), None, True, y, moments)
-    if job.kernel == "norm_act_matmul_backward":
-        count = norm_act_matmul_backward.part_count(positions, channels, out, item)
-        written = (arena(torch.float32), matrix(count, out, channels), matrix(2, channels, count))
-        return norm_act_matmul_backward, (
-            y, arena(job.dtype), *norm, matrix(out, channels), True, True, *written,
-        )  # fmt: skip
-    size = packed_size(torch.empty(out, channels, 3, 3, device="meta"))
-    taps, x, width = matrix(*size, dtype=job.dtype), matrix(positions, channels, dtype=job.dtype), job.shape[3]
-    if job.kernel == "norm_act_conv":
-        slot = matrix(positions, 224, dtype=job.dtype)[:, 96 : 96 + out]
-        rows = norm_act_conv.part_rows(width, channels, item, True)
-        return norm_act_conv, (
-            x, *norm, taps, None, width, width, True, slot, matrix(2, out, cdiv(positions, rows)),
-        )  # fmt: skip
-    count = norm_act_conv_backward.part_count(positions, channels, item)
-    written = (torch.zeros_like(x), matrix(count, 3, size[2], channels), matrix(2, channels, count))
-    return norm_act_conv_backward, (y, x, *norm, taps, width, width, True, True, False, *written)
+    return run
 
 
 class Compiler:
@@ -111,34 +67,26 @@ class Compiler:
 
 
 def compile_one(job: Job) -> None:
-    module, arguments = prepare(job, "meta")
+    module: Any = module_of(job)
+    # The tensors here are on no device, but what is compiled depends on the GPU.
+    own = torch.cuda.get_device_capability()
+    tiles.capability = lambda device: own  # type: ignore[assignment]
     kernel = module._kernel
     module._kernel = Compiler(kernel.jit)
     try:
-        module.launch(*arguments)
+        prepare(job, "meta")()
     except Exception as error:
         print(type(error).__name__, error, job, flush=True)
     finally:
         module._kernel = kernel
 
 
-def floor(job: Job) -> float:
-    positions, channels, out = job.shape[:3]
-    item = job.dtype.itemsize
-    moved = (channels + out) * item
-    if job.kernel == "norm_act_matmul_backward":
-        moved += 8 * channels
-    elif job.kernel == "norm_act_conv_backward":
-        moved += channels * item
-    return positions * moved / BYTES_PER_SECOND * 1e6
-
-
 def microseconds(job: Job) -> float | None:
     """Median of a launch; None where the tiles do not fit."""
     try:
-        module, arguments = prepare(job, "cuda")
-        module.launch(*arguments)
-        seconds: Any = triton.testing.do_bench(lambda: module.launch(*arguments), warmup=1, rep=3, return_mode="median")
+        run = prepare(job, "cuda")
+        run()
+        seconds: Any = triton.testing.do_bench(run, warmup=1, rep=3, return_mode="median")
     except triton.runtime.errors.OutOfResources:
         return None
     return 1e3 * float(seconds)
@@ -146,37 +94,78 @@ def microseconds(job: Job) -> float | None:
 
 def describe(job: Job, time_us: float) -> str:
     t = job.tiles
-    return f"{time_us:.0f}:{t.positions},{t.inner},{t.warps},{t.stages},{t.programs}"
+    if t is None:
+        return f"now {time_us:.0f}"
+    by_row = ",by row" if t.sums_by_row else ""
+    return f"{time_us:.0f}:{t.positions},{t.inner},{t.warps},{t.stages},{t.programs}{by_row}"
 
 
-def jobs(kernels: Iterable[str], dtypes: Iterable[torch.dtype]) -> list[list[Job]]:
-    """Of every kernel, shape and type, the choices."""
+def present_jobs(kernels: Iterable[str], dtypes: Iterable[str]) -> list[Job]:
+    """Every kernel, shape and type, with the tiles that it chooses itself."""
     return [
-        [Job(kernel, shape, dtype, choice) for choice in choices(kernel, shape[2])]
+        Job(kernel, shape, getattr(torch, dtype), None)
         for dtype in dtypes
         for kernel in kernels
-        for shape in (CONV_SHAPES if "conv" in kernel else MATMUL_SHAPES)
+        for shape in SHAPES[kernel]
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("norm_act_matmul", "norm_act_matmul_backward", "norm_act_conv", "norm_act_conv_backward")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kernels", nargs="+", default=names)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--seconds", type=float, default=400)
-    options = parser.parse_args()
-    start = time.monotonic()
-    groups = jobs(options.kernels, [getattr(torch, name) for name in options.dtypes])
+def times_of_present(found: list[Job]) -> dict[str, float]:
+    """By kernel, type and shape, for a checkout that may lack some kernels."""
+    times: dict[str, float] = {}
+    for job in found:
+        try:
+            time_us = microseconds(job)
+        except (ModuleNotFoundError, KeyError):
+            continue
+        if time_us is not None:
+            times[job.key] = time_us
+    return times
+
+
+def times_of_old(checkout: Path, kernels: list[str], dtypes: list[str]) -> dict[str, float]:
+    """What `times_of_present` says with another checkout's kernels."""
+    here = str(Path(__file__).parents[2])
+    command = [sys.executable, __file__, "--out", os.devnull, "--present", "--kernels", *kernels, "--dtypes", *dtypes]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout.resolve()), here])}
+    done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{checkout}: nothing came of its kernels:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compile_all(groups: list[list[Job]]) -> int:
+    """How many compilations there are; sizes matter to them by whether 16 divides them."""
     distinct = {
         (j.kernel, j.dtype, replace(j.tiles, programs=0), tiles.unit(*j.shape[1:3])): j
         for group in groups
         for j in group
+        if j.tiles is not None
     }
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_one, distinct.values(), chunksize=4))
-    print(f"{len(distinct)} compiled in {time.monotonic() - start:.0f} s", flush=True)
+    return len(distinct)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kernels", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--near", action="store_true")
+    parser.add_argument("--old", type=Path, help="another checkout, whose present choices are timed, too")
+    parser.add_argument("--present", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    start = time.monotonic()
+    present = present_jobs(options.kernels, options.dtypes)
+    if options.present:
+        print(json.dumps(times_of_present(present)))
+        return
+    old = {} if options.old is None else times_of_old(options.old, options.kernels, options.dtypes)
+    groups = [[job, *(replace(job, tiles=t) for t in choices(job, options.near))] for job in present]
+    print(f"{compile_all(groups)} compiled in {time.monotonic() - start:.0f} s", flush=True)
     with options.out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FIELDS)
@@ -188,15 +177,15 @@ def main() -> None:
                     return
                 if (time_us := microseconds(job)) is not None:
                     found.append((time_us, job))
-                    shape, t = "x".join(map(str, job.shape)), job.tiles
-                    sizes = (t.positions, t.inner, t.warps, t.stages, t.programs)
-                    writer.writerow([job.kernel, job.dtype, shape, *sizes, time_us])
+                    writer.writerow([job.kernel, job.dtype, job.size, *job.row, time_us])
             file.flush()
-            found.sort(key=lambda pair: pair[0])
-            best = " ".join(describe(job, time_us) for time_us, job in found[:8])
-            print(
-                f"{group[0].kernel} {group[0].dtype} {group[0].shape} floor {floor(group[0]):.0f}: {best}", flush=True
-            )
+            now, rest = found[:1], sorted(found[1:], key=lambda pair: pair[0])[:6]
+            if (other := library(group[0])) is not None:
+                library_us = 1e3 * triton.testing.do_bench(other, warmup=1, rep=3, return_mode="median")
+                print(f"{group[0].key} cuDNN: {library_us:.0f}")
+            before = f"old {old[group[0].key]:.0f} " if group[0].key in old else ""
+            best = " ".join(describe(job, time_us) for time_us, job in now + rest)
+            print(f"{group[0].key} floor {floor(group[0]):.0f}: {before}{best}", flush=True)
 
 
 if __name__ == "__main__":

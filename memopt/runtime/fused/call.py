@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 
-from memopt.ir import FusedNorm, FusedPlan
+from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, FusedChain, FusedNorm, FusedPlan, Kind, PlainStage
 from memopt.runtime.binding import Binding, Tensors
 from memopt.runtime.kernels import norm_act_conv, norm_act_matmul
 from memopt.runtime.kernels.language import KINDS
 from memopt.runtime.kernels.norm_act import norm_act
 from memopt.runtime.kernels.norm_act_pool import norm_act_pool
 from memopt.runtime.kernels.pack_taps import pack_taps, packed_size
+from memopt.runtime.ops.base import Params
 from memopt.runtime.ops.batch_norm import BatchNorm
-from memopt.runtime.rows import empty_averages, empty_rows
+from memopt.runtime.rows import empty_averages, empty_rows, laid_like
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Call:
         saved: tensors to save: the arena, mean and variance of its channels, then whatever the places point at.
         statistics_at: by norm step, the place of the mean that it used; the variance follows.
         stash_at: by plain step, what it stashed.
+        weight_at: by convolution that runs by itself, its weight in another layout than the module's.
         kept_at: by chain, its kept result.
         size: of the region's inputs, (N, C, *spatial).
         formats: how each input lies.
@@ -53,6 +55,7 @@ class Call:
         self.saved: list[torch.Tensor] = []
         self.statistics_at: dict[int, int] = {}
         self.stash_at: dict[int, slice] = {}
+        self.weight_at: dict[int, int] = {}
         self.kept_at: dict[int, int] = {}
         self.size = torch.Size()
         self.formats: tuple[torch.memory_format, ...] = ()
@@ -82,6 +85,35 @@ class Call:
             KINDS[stage.activation.name],
             stage.activation.parameter,
         )
+
+    def wanted(self, chain: FusedChain) -> set[int]:
+        """Indices of the stages whose results the gradients of a chain read."""
+        found = set()
+        for index, stage in enumerate(chain.stages):
+            if isinstance(stage, PlainStage):
+                kind = self.plan.steps[stage.step].op.kind
+                reads = kind in NEEDS_INPUT and not stage.own_weight_gradient
+                found |= ({index - 1} if reads else set()) | ({index} if kind in NEEDS_OUTPUT else set())
+            elif index > 0:
+                found.add(index - 1)
+        return found
+
+    def lay_out(self, step: int, image: torch.Tensor, parameters: Tensors) -> Params:
+        """A plain step's parameters. A convolution's weight is laid out once, here, and not again in backward."""
+        own = self.binding.parameters_of(step, parameters)
+        if self.plan.steps[step].op.kind is not Kind.CONVOLUTION:
+            return own
+        weight, *rest = own
+        assert weight is not None
+        laid = laid_like(image, weight)
+        if laid is not weight:
+            self.weight_at[step] = self.save(laid)
+        return (laid, *rest)
+
+    def laid_out(self, step: int, parameters: Tensors, saved: Tensors) -> Params:
+        """What `lay_out` returned, in backward."""
+        own = self.binding.parameters_of(step, parameters)
+        return (saved[self.weight_at[step]], *own[1:]) if step in self.weight_at else own
 
     def matrix(self, stage: FusedNorm, parameters: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight (out, in) and bias of the 1×1 convolution."""

@@ -69,7 +69,7 @@ class Forward:
                 assert op is not None
                 if step.op.kind is Kind.DROPOUT:  # numbers are drawn in the order in which eager's tensor lies
                     image = image.contiguous(memory_format=_format_of(call.plan, step.output, image))
-                image, stash = op.forward(image, call.binding.parameters_of(stage.step, self.parameters), None)
+                image, stash = op.forward(image, call.lay_out(stage.step, image, self.parameters), None)
                 place = call.save(*stash)
                 call.stash_at[stage.step] = slice(place, place + len(stash))
                 known = None

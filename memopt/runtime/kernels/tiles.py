@@ -112,6 +112,12 @@ def conv_backward(channels: int, item_bytes: int) -> Tiles:
     return Tiles(32, 32, 0, 4, 2, PROGRAMS // 4)
 
 
+def conv_weight(channels: int, outer: int, item_bytes: int) -> Tiles:
+    """norm_act_conv_weight: inner × outer accumulators, three times."""
+    inner = max(16, min(128 if outer <= 32 else 64, power_of_two(channels)))
+    return Tiles(32 if item_bytes == 4 else 64, inner, outer, 8 if inner >= 64 else 4, 2, PROGRAMS // 4)
+
+
 def for_device(chosen: Tiles, device: torch.device) -> Tiles:
     """The same tiles with the warps and stages that suit a GPU."""
     if chosen.hopper is None or capability(device)[0] != 9:
@@ -130,6 +136,11 @@ def elementwise(channels: int) -> Tiles:
     """Kernels that read and write rows: about 4096 elements a program."""
     inner = min(128, power_of_two(channels))
     return Tiles(max(16, 4096 // inner), inner, 0, 4, 2)
+
+
+def partial_sums() -> Tiles:
+    """finish_norm: parts of the weight gradient, and elements of it, at a time."""
+    return Tiles(32, 128, 0, 4, 1)
 
 
 def pooling(channels: int) -> Tiles:

@@ -12,6 +12,7 @@ from memopt.ir import MAX_CONV_CHANNELS
 from memopt.runtime.kernels import language
 from memopt.runtime.kernels import norm_act_conv as conv_module
 from memopt.runtime.kernels import norm_act_conv_backward as conv_backward_module
+from memopt.runtime.kernels import norm_act_conv_weight as weight_module
 from memopt.runtime.kernels import norm_act_matmul as forward_module
 from memopt.runtime.kernels import norm_act_matmul_backward as backward_module
 from memopt.runtime.kernels import norm_act_sums as sums_module
@@ -163,19 +164,24 @@ def norm_act_sums(m: Maker, act: tuple[int, float], pooled: bool = False) -> dic
     }
 
 
-def finish_norm(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+def finish_norm(m: Maker, act: tuple[int, float], taps: bool = False) -> dict[str, Any]:
     channels = m.shape.channels
     _, variance, weight, _ = m.norm(channels)
+    convolution = _conv(m)[2] if taps else m.normal(m.shape.out, channels, 1, 1)
+    in_parts = _in_parts(convolution) if taps else (m.shape.out, channels)
     return {
         "sums": m.normal(2, channels, 5),
         "variance": variance,
         "weight": weight,
         "eps": 1e-5,
         "positions": m.shape.positions,
+        "accumulate": True,
         "weight_gradient": m.empty(channels),
         "bias_gradient": m.empty(channels),
         "constant": m.normal(channels),
         "slope": m.normal(channels),
+        "parts": m.normal(5, *in_parts),
+        "gradient": m.empty(*convolution.shape, dtype=m.dtype),
     }
 
 
@@ -262,11 +268,6 @@ def _packed(m: Maker, weight: torch.Tensor) -> torch.Tensor:
     return arguments["taps"]
 
 
-def sum_taps(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
-    _, _, weight = _conv(m)
-    return {"parts": m.normal(5, *_in_parts(weight)), "gradient": m.empty(*weight.shape, dtype=m.dtype)}
-
-
 def _in_parts(weight: torch.Tensor) -> tuple[int, int, int]:
     rows, _, columns = packed_size(weight)
     return rows, columns, weight.shape[1]
@@ -285,6 +286,20 @@ def norm_act_conv(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
         "allow_tf32": m.allow_tf32,
         "y": m.empty(s.positions, out, dtype=m.dtype),
         "moments": m.empty(2, out, parts),
+    }
+
+
+def norm_act_conv_weight(m: Maker, act: tuple[int, float]) -> dict[str, Any]:
+    s = m.shape
+    out, (height, width) = min(s.out, 64), image_size(s.positions)
+    weight = torch.empty(out, s.channels, *((3, 3) if height > 1 else (3,)), dtype=m.dtype, device="meta")
+    return {
+        "g": m.rows(out),
+        **_normed(m, act, x=m.arena()),
+        "height": height,
+        "width": width,
+        "allow_tf32": m.allow_tf32,
+        "parts": m.empty(*weight_module.parts_size(s.positions, s.channels, weight)),
     }
 
 
@@ -335,9 +350,9 @@ CASES: dict[str, Case] = {
         norm_act_matmul,
         norm_act_matmul_backward,
         pack_taps,
-        sum_taps,
         norm_act_conv,
         norm_act_conv_backward,
+        norm_act_conv_weight,
     )
 }
 WITH_ACTIVATION = (
@@ -349,6 +364,7 @@ WITH_ACTIVATION = (
     "norm_act_matmul_backward",
     "norm_act_conv",
     "norm_act_conv_backward",
+    "norm_act_conv_weight",
 )
 OPTIONAL = ("copy", "gradient", "matrix_bias", "taps_bias", "moments", "constant", "slope")
 """Arguments that may be None."""

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -27,14 +26,23 @@ from memopt.runtime.kernels import tiles
 from tests.runtime.kernels.cases import ACTIVATIONS, CASES, Maker, Shape
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
-MATMULS = ("norm_act_matmul", "norm_act_matmul_backward", "norm_act_conv", "norm_act_conv_backward")
+MATMULS = (
+    "norm_act_matmul",
+    "norm_act_matmul_backward",
+    "norm_act_conv",
+    "norm_act_conv_backward",
+    "norm_act_conv_weight",
+)
 POSITIONS = 128 * 32 * 32
 """So many that every loop over tiles of positions stays a loop."""
 SIZES = tuple(1 << power for power in range(11))
 """Channels and partial results to choose tiles for. Tiles follow the next power of two, and powers of two, where 16
 divides them, let Triton load through shared memory: they need the most of it."""
-PARTS = {"merge_moments": "moments", "finish_norm": "sums"}
+PARTS = {"merge_moments": "moments"}
 """Kernels whose tile follows the number of partial results, and the argument that holds these."""
+
+OPTIONS = {"norm_act_sums": "pooled", "finish_norm": "taps"}
+"""Other ways to use a kernel, by the option of its case."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Choice:
     parts: int | None = None
     everything: bool = True
     """Whether arguments that may be None are given."""
-    pooled: bool = False
-    """Whether what is read are averages over windows (`norm_act_sums`)."""
+    option: str | None = None
+    """Of the kernel's case in `cases`."""
 
 
 @dataclass
@@ -109,8 +117,10 @@ class Driver:
 def record(choice: Choice) -> tuple[Any, Recorder]:
     """The kernel, and what `launch` would launch."""
     module = importlib.import_module(f"memopt.runtime.kernels.{choice.name}")
-    case: Any = partial(CASES[choice.name], pooled=True) if choice.pooled else CASES[choice.name]
-    arguments = case(Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32), ACTIVATIONS[choice.activation])
+    case: Any = CASES[choice.name]
+    options = {} if choice.option is None else {choice.option: True}
+    sizes = Sizes(choice.shape, choice.dtype, "meta", allow_tf32=choice.tf32)
+    arguments = case(sizes, ACTIVATIONS[choice.activation], **options)
     if choice.parts is not None:
         arguments[PARTS[choice.name]] = torch.empty(2, choice.shape.channels, choice.parts, device="meta")
     if not choice.everything:
@@ -168,7 +178,7 @@ def tile_choices(name: str, dtype: torch.dtype, tf32: bool = True) -> list[Choic
     """Every choice of tiles there is for one kernel and type."""
     if name in PARTS:
         return distinct(Choice(name, dtype, Shape(POSITIONS, 64, 64, 1), parts=parts) for parts in SIZES)
-    most = MAX_CONV_CHANNELS if "conv" in name else MAX_MATMUL_CHANNELS
+    most = 64 if "weight" in name else MAX_CONV_CHANNELS if "conv" in name else MAX_MATMUL_CHANNELS
     outs = [out for out in SIZES if name == "norm_act_matmul" or out <= most]
     pairs = product(SIZES, outs if name in MATMULS else [1])
     return distinct(Choice(name, dtype, Shape(POSITIONS, channels, 2 * channels, out), tf32) for channels, out in pairs)
@@ -194,8 +204,9 @@ def jobs() -> list[tuple[Choice, int]]:
             add(86, [*tile_choices(name, FLOAT, tf32=False), *tile_choices(name, HALF)])
             add(90, [*tile_choices(name, FLOAT), Choice(name, FLOAT, wide, tf32=False)])
             add(80, [Choice(name, FLOAT, shape, tf32) for shape in odd for tf32 in (True, False)])
-        if name == "norm_act_sums":
-            found |= {(Choice(name, dtype, wide, pooled=True), t): None for dtype, t in ((FLOAT, 86), (BFLOAT, 90))}
+        if name in OPTIONS:
+            add(86, [Choice(name, FLOAT, wide, option=OPTIONS[name])])
+            add(90, [Choice(name, BFLOAT, wide, option=OPTIONS[name])])
         if name in ("norm_act", "norm_act_backward"):
             add(80, [Choice(name, FLOAT, wide, activation=activation) for activation in ACTIVATIONS])
     # The longest first, so that no process waits for another at the end.

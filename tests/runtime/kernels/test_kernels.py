@@ -14,6 +14,7 @@ from memopt.runtime import kernels
 from memopt.runtime.kernels import tiles
 from memopt.runtime.kernels.library import NAMES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
+from memopt.runtime.kernels.norm_act_conv_weight import parts_size
 from memopt.runtime.kernels.norm_act_sums import part_count as sums_part_count
 from memopt.runtime.kernels.pack_taps import packed_size
 from memopt.runtime.kernels.reference import as_operand
@@ -26,6 +27,7 @@ from tests.runtime.kernels.cases import (
     WITH_ACTIVATION,
     Maker,
     Shape,
+    finish_norm,
     image_size,
     norm_act_conv_backward,
     norm_act_sums,
@@ -147,7 +149,6 @@ def test_optional_arguments(name: str) -> None:
     shape = Shape(40, 9, 20, 16)
     given = [key for key in make(name, shape) if key in OPTIONAL]
     written = {"merge_moments": ["moments"], "moments": ["moments"], "norm_act_matmul_backward": ["gradient"]}
-    written |= {"sum_taps": ["gradient"]}
     needed = written.get(name, []) + (["constant", "slope", "gradient"] if name.endswith("_gradient") else [])
     needed += ["constant", "slope"] if name == "norm_act_backward" else []
     for key in given:
@@ -186,6 +187,23 @@ def test_convolution_backward_into_an_arena(shape: Shape) -> None:
     launcher("norm_act_conv_backward")(*actual.values())
     reference("norm_act_conv_backward")(*expected.values())
     assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("taps", [False, True], ids=["matrix", "taps"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weight_gradients(shape: Shape, taps: bool, dtype: torch.dtype, channels_last: bool) -> None:
+    actual, expected = (finish_norm(Maker(shape, dtype, DEVICE), RELU, taps=taps) for _ in range(2))
+    for arguments in (actual, expected):
+        arguments["accumulate"] = False
+        arguments["constant"].fill_(float("nan"))
+        arguments["slope"].fill_(float("nan"))
+        if channels_last and arguments["gradient"].dim() == 4:
+            arguments["gradient"] = arguments["gradient"].contiguous(memory_format=torch.channels_last)
+    launcher("finish_norm")(*actual.values())
+    reference("finish_norm")(*expected.values())
+    assert_close(actual, expected, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("shape", SHAPES[2:5], ids=str)
@@ -255,7 +273,12 @@ def test_a_convolution_is_torch_s() -> None:
     parts, sums = torch.empty(count, 3, 64, 44, device=DEVICE), torch.empty(2, 44, count, device=DEVICE)
     launcher("norm_act_conv_backward")(g, x, *norm, taps, height, width, False, False, False, d, parts, sums)
     gradient = torch.empty(weight.shape, device=DEVICE)
-    launcher("sum_taps")(parts, gradient)
+    unused = [torch.empty(44, device=DEVICE) for _ in range(2)]
+    launcher("finish_norm")(sums, ones, ones, 0.0, 130, False, *unused, None, None, parts, gradient)
+
+    apart, alone = torch.empty(parts_size(130, 44, weight), device=DEVICE), torch.empty(weight.shape, device=DEVICE)
+    launcher("norm_act_conv_weight")(g, x, *norm, height, width, False, apart)
+    launcher("finish_norm")(sums, ones, ones, 0.0, 130, False, *unused, None, None, apart, alone)
 
     def rows(t: torch.Tensor) -> torch.Tensor:
         return t.detach().movedim(1, 3).reshape(130, -1).cpu()
@@ -263,6 +286,7 @@ def test_a_convolution_is_torch_s() -> None:
     torch.testing.assert_close(y.cpu(), rows(wanted), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(d.cpu(), rows(image.grad), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradient.cpu(), weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.cpu(), weight.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["moments", "merge_moments"])
