@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     in_kernel_invocation_manager,
 )
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from memopt.runtime.tape.program import Make, Place, Recording, Run
@@ -84,10 +83,10 @@ class _Recorder(TorchDispatchMode):
             self._actions.append(placed)
             return args[0] if func._schema.returns else None
         result = func(*args, **kwargs)
-        tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        fresh = [t.untyped_storage()._cdata not in self._slots for t in tensors]
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        fresh = [isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in self._slots for t in results]
         if any(fresh) or (func._schema.is_mutable and torch.Tag.inplace_view not in func.tags):
-            places = [self._fresh(t) if new else None for t, new in zip(tensors, fresh, strict=True)]
+            places = [self._fresh(t) if new else None for t, new in zip(results, fresh, strict=True)]
             self._actions.append(replace(placed, made=tuple(places)))
         return result
 

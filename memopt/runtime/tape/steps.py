@@ -148,10 +148,10 @@ class Operate:
         kwargs = {key: now.filled(value) for key, value in self.kwargs.items()}
         result = self.operator(*[now.filled(arg) for arg in self.args], **kwargs)
         if self.made:
-            results = (result,) if isinstance(result, torch.Tensor) else result
-            tensors = [r for r in results or () if isinstance(r, torch.Tensor)]
-            for at, tensor in zip(self.made, tensors, strict=True):
-                if at is not None and at.whole:
+            # An operator may make more than its fake does: what nobody asked for stays where it is.
+            results = result if isinstance(result, (tuple, list)) else (result,)
+            for at, tensor in zip(self.made, results, strict=True):
+                if at is not None:
                     now.put(at.buffer, _laid_out(tensor, at, now))
         for number in self.dead:
             now.drop(number)

@@ -156,6 +156,18 @@ def test_a_result_that_lies_otherwise_is_laid_out_anew(turning: Any) -> None:
     assert same(outputs, [x[1:], y])
 
 
+def test_a_result_that_nobody_asked_for_is_left_aside() -> None:
+    """This convolution's backward makes a weight gradient of a shape of its own although it was told not to."""
+
+    def gradients(tensors: list[torch.Tensor]) -> Any:
+        mask = [True, False, True]
+        x, _, bias = torch.ops.aten.convolution_backward(*tensors, [4], [1], [1], [1], False, [0], 1, mask)
+        return [x, bias], []
+
+    inputs = [torch.randn(4, 4, 24), torch.randn(4, 5, 24), torch.randn(4, 5, 3)]
+    assert same(taped(gradients, inputs).play(inputs)[0], gradients(inputs)[0])
+
+
 def test_a_tape_keeps_nothing_alive() -> None:
     inputs = _inputs()
     tape = taped(_everything, inputs)
