@@ -123,6 +123,7 @@ def test_fused_kernels_inside_what_fsdp_shards() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # by Inductor itself
 @pytest.mark.parametrize("numerics", ["exact", "fast"])
 def test_compiled_by_inductor_it_stays_small(numerics: str) -> None:
     torch._dynamo.reset()

@@ -31,6 +31,7 @@ def fast(model: nn.Module, level: str = "layer") -> nn.Module:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_bc_100_is_within_the_bound(amp: torch.dtype | None, allow_tf32: bool, channels_last: bool) -> None:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
     naive = bc.DenseNet().cuda().to(memory_format=memory_format)
     x = torch.randn(32, 3, 32, 32, device="cuda").contiguous(memory_format=memory_format)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):
@@ -134,9 +135,9 @@ def test_an_arena_of_more_than_two_to_the_31_elements(monkeypatch: pytest.Monkey
     sizes: list[int] = []
     run = Forward.run
     monkeypatch.setattr(Forward, "run", lambda self: sizes.append(self.arena.numel()) or run(self))
-    naive = bc.DenseNet(block_config=(3,), growth_rate=32, small_inputs=True, num_init_features=64).cuda().eval()
-    model = fast(naive)
-    x = torch.randn(208, 3, 256, 256, device="cuda")
+    settings = {"block_config": (3,), "growth_rate": 16, "bn_size": 1, "num_init_features": 512}
+    model = fast(bc.DenseNet(**settings, small_inputs=True).cuda().eval())
+    x = torch.randn(60, 3, 256, 256, device="cuda")
 
     def gradients(images: torch.Tensor) -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)
@@ -146,7 +147,7 @@ def test_an_arena_of_more_than_two_to_the_31_elements(monkeypatch: pytest.Monkey
         return [p.grad.double() for p in model.parameters()]
 
     whole = gradients(x)
-    halves = [a + b for a, b in zip(gradients(x[:104]), gradients(x[104:]), strict=True)]
+    halves = [a + b for a, b in zip(gradients(x[:30]), gradients(x[30:]), strict=True)]
 
     assert max(sizes) > 2**31
     for one, two in zip(whole, halves, strict=True):
