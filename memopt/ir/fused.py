@@ -24,7 +24,7 @@ class Interval:
     stop: int
 
 
-MAX_WEIGHT_CHANNELS = 0
+MAX_WEIGHT_CHANNELS = 32
 """Output channels up to which the weight gradient of a wider convolution of a window of three, which cuDNN runs, is
 computed by a kernel that normalises as it loads; at most 64. 0: cuDNN computes that, too."""
 

@@ -123,7 +123,8 @@ def test_fused_kernels_inside_what_fsdp_shards() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # by Inductor itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # by Inductor itself, and this one:
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("numerics", ["exact", "fast"])
 def test_compiled_by_inductor_it_stays_small(numerics: str) -> None:
     torch._dynamo.reset()

@@ -2,7 +2,7 @@
 
 import torch
 
-from memopt.ir import FusedChain, FusedNorm, FusedPlan, Interval, Kind, PlainStage
+from memopt.ir import FusedChain, FusedNorm, FusedPlan, Interval, Kind, OpSpec, PlainStage
 from memopt.runtime.binding import Tensors
 from memopt.runtime.fused.call import Call, Norm, size_made
 from memopt.runtime.fused.running_statistics import RunningStatistics
@@ -67,7 +67,7 @@ class Forward:
                 call.binding.count_own_batch(stage.step)
                 op, step = call.binding.ops[stage.step], call.plan.steps[stage.step]
                 assert op is not None
-                if step.op.kind is Kind.DROPOUT:  # numbers are drawn in the order in which eager's tensor lies
+                if _needs_eagers_layout(step.op):
                     image = image.contiguous(memory_format=_format_of(call.plan, step.output, image))
                 image, stash = op.forward(image, call.lay_out(stage.step, image, self.parameters), None)
                 place = call.save(*stash)
@@ -167,6 +167,12 @@ class Forward:
 
     def _statistics(self, place: Interval) -> Pair:
         return self.mean[place.start : place.stop], self.variance[place.start : place.stop]
+
+
+def _needs_eagers_layout(op: OpSpec) -> bool:
+    """Dropout draws its numbers in the order in which a tensor lies. The gradient of an average over windows that are
+    padded is wrong in ATen on CUDA where channels lie innermost."""
+    return op.kind is Kind.DROPOUT or (op.kind is Kind.AVG_POOL and op.pool is None)
 
 
 def _format_of(plan: FusedPlan, value: int, image: torch.Tensor) -> torch.memory_format:

@@ -101,7 +101,8 @@ class BatchNorm:
             if out is None or torch._C._len_torch_dispatch_stack() > 0:
                 result = _aten.cudnn_batch_norm(*arguments)
             else:
-                mean, invstd = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+                assert weight is not None  # else another kernel runs
+                mean, invstd = (x.new_empty(x.shape[1], dtype=weight.dtype) for _ in range(2))
                 reserve = x.new_empty(0, dtype=torch.uint8)
                 result = torch.cudnn_batch_norm(*arguments, out=(out, mean, invstd, reserve))
             return result[0], tuple(result[1:])
