@@ -1,6 +1,6 @@
 """Memory of a training step on a GPU, found without one by a step on fake CPU tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +12,23 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from memopt.measure.allocator import CachingAllocator
 from memopt.measure.cuda_libraries import CudaLibraries
 from memopt.measure.memory import CPU_WARMUP, CUDA_WARMUP, StepFigures, leave, observe_step
 from memopt.measure.step import Inputs, MakeModel, ModelFunction, TrainingStep, seeded
 from memopt.measure.target import GPU, Target
-from memopt.measure.trace import SimulatedDevice
+from memopt.measure.trace import (
+    BACKWARD_BEGINS,
+    FORWARD_BEGINS,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    PARAMETERS,
+    UPDATE_BEGINS,
+    SimulatedDevice,
+    replay,
+)
 from memopt.measure.tracker import StorageTracker
+from memopt.measure.workspaces import ConvolutionCall
 
 
 class PredictionError(Exception):
@@ -33,11 +44,15 @@ class Prediction:
         device: the simulated one, with everything that it was asked for from the model's making on; None for a
             target whose allocator is not modelled.
         step_from: index of the event with which the observed step begins.
+        unmeasured: convolutions whose workspace is not known, and not in `figures`.
+        largest: the figures if each of these took as much as it may: an upper bound.
     """
 
     figures: StepFigures
     device: SimulatedDevice | None
     step_from: int
+    unmeasured: frozenset[ConvolutionCall]
+    largest: StepFigures
 
 
 def predict_step(
@@ -89,16 +104,17 @@ def predict(
     # met.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = SimulatedDevice(target.expandable_segments) if target.device_type == "cuda" else None
-    tracker = StorageTracker(
-        target.rounding_bytes, mode, device, None if device is None else CudaLibraries(device, target)
-    )
+    libraries = None if device is None else CudaLibraries(device, target)
+    tracker = StorageTracker(target.rounding_bytes, mode, device, libraries)
     with seeded(0, torch.device("cpu")), ExitStack() as stack:
         model = make_fake(make_model(), mode)
         tracker.track(model)
+        if device is not None:
+            device.tag_all(PARAMETERS)
         for context in (mode, _operators_of(target), tracker):
             stack.enter_context(context)
         try:
-            step = TrainingStep(apply(model), _fake_like(inputs), amp)
+            step = _TaggedStep(tracker, device, apply(model), _fake_like(inputs), amp)
             # The optimiser's state appears in the first step, and so do memopt's plans; what the allocator has cached
             # settles in as many steps as are run before a step is measured.
             for _ in range(CPU_WARMUP if device is None else CUDA_WARMUP):
@@ -110,9 +126,67 @@ def predict(
                 f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
                 f"{target.name} memory cannot be predicted. Measure it there instead."
             ) from error
-    if device is not None:
-        figures = replace(figures, peak_reserved_bytes=device.peak_reserved_bytes)
-    return Prediction(figures, device, step_from)
+    if device is None or libraries is None:
+        return Prediction(figures, None, 0, frozenset(), figures)
+    figures = replace(figures, peak_reserved_bytes=device.peak_reserved_bytes)
+    largest = _largest(figures, device, step_from) if libraries.unmeasured else figures
+    return Prediction(figures, device, step_from, frozenset(libraries.unmeasured), largest)
+
+
+def _largest(figures: StepFigures, device: SimulatedDevice, step_from: int) -> StepFigures:
+    """The figures of the same step with every request that may be made."""
+    allocator = CachingAllocator(device.expandable_segments)
+    for index, _ in replay(device.trace, allocator, bounds=True):
+        if index == step_from - 1:
+            allocator.reset_peak()
+    assert figures.activation_peak_bytes is not None
+    assert figures.peak_allocated_bytes is not None
+    # Served otherwise, a request may also end up in a better place: a bound is never below the prediction.
+    peak_bytes = max(allocator.peak_allocated_bytes, figures.peak_allocated_bytes)
+    more_bytes = peak_bytes - figures.peak_allocated_bytes
+    return replace(
+        figures,
+        activation_peak_bytes=figures.activation_peak_bytes + more_bytes,
+        peak_allocated_bytes=peak_bytes,
+        peak_reserved_bytes=max(allocator.reserved_bytes, device.peak_reserved_bytes),
+    )
+
+
+class _TaggedStep(TrainingStep):
+    """Says at what moments a step turns, and which requests are gradients and the optimiser's state."""
+
+    def __init__(
+        self,
+        tracker: StorageTracker,
+        device: SimulatedDevice | None,
+        model: nn.Module,
+        inputs: Inputs,
+        amp: torch.dtype | None,
+    ) -> None:
+        super().__init__(model, inputs, amp)
+        self._tracker, self._device = tracker, device
+
+    def forward(self) -> torch.Tensor:
+        self._mark(FORWARD_BEGINS)
+        loss = super().forward()
+        self._mark(BACKWARD_BEGINS)
+        return loss
+
+    def update(self) -> None:
+        self._mark(UPDATE_BEGINS)
+        self._tag((p.grad for p in self.model.parameters()), GRADIENTS)
+        super().update()
+        self._tag((leaf for state in self.optimizer.state.values() for leaf in state.values()), OPTIMIZER_STATE)
+
+    def _mark(self, name: str) -> None:
+        if self._device is not None:
+            self._device.mark(name)
+
+    def _tag(self, things: Iterable[Any], tag: str) -> None:
+        for thing in things:
+            number = self._tracker.request_of(thing) if isinstance(thing, torch.Tensor) else None
+            if number is not None and self._device is not None:
+                self._device.trace.tags[number] = tag
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
