@@ -23,6 +23,7 @@ from memopt.measure.trace import (
     GRADIENTS,
     OPTIMIZER_STATE,
     PARAMETERS,
+    STEP_ENDS,
     UPDATE_BEGINS,
     SimulatedDevice,
     replay,
@@ -63,6 +64,7 @@ def predict_step(
     amp: torch.dtype | None = None,
     apply: ModelFunction = leave,
     remove: ModelFunction = leave,
+    warmup: int | None = None,
 ) -> StepFigures:
     """Predict the memory of one training step on `target`, computing nothing, on any machine.
 
@@ -78,6 +80,8 @@ def predict_step(
         amp: autocast dtype or None.
         apply: called on the model once it is fake; memopt's apply for a prediction "after".
         remove: takes memopt off the model, to see what that frees.
+        warmup: steps before the one predicted; as many as `measure_step` runs if None. Fewer are quicker, and what is
+            reserved may then be a little less.
 
     Returns:
         Figures in bytes; what is said of time is None, and so is `peak_reserved_bytes` for a target whose allocator is
@@ -87,7 +91,7 @@ def predict_step(
         PredictionError: the forward needs the values of a tensor, or an operator that has no fake
             implementation.
     """
-    return predict(make_model, inputs, target, amp=amp, apply=apply, remove=remove).figures
+    return predict(make_model, inputs, target, amp=amp, apply=apply, remove=remove, warmup=warmup).figures
 
 
 def predict(
@@ -98,6 +102,7 @@ def predict(
     amp: torch.dtype | None = None,
     apply: ModelFunction = leave,
     remove: ModelFunction = leave,
+    warmup: int | None = None,
 ) -> Prediction:
     """What `predict_step` predicts, with the requests that it is made of. Arguments and errors are the same."""
     # Tensors that are neither parameter, buffer nor input (constants in the user's file) become fake when
@@ -117,10 +122,11 @@ def predict(
             step = _TaggedStep(tracker, device, apply(model), _fake_like(inputs), amp)
             # The optimiser's state appears in the first step, and so do memopt's plans; what the allocator has cached
             # settles in as many steps as are run before a step is measured.
-            for _ in range(CPU_WARMUP if device is None else CUDA_WARMUP):
+            for _ in range(warmup or (CPU_WARMUP if device is None else CUDA_WARMUP)):
                 step.run()
             step_from = 0 if device is None else len(device.trace.events)
             figures = observe_step(step, tracker if device is None else device, remove)
+            step.ended()
         except Exception as error:
             raise PredictionError(
                 f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
@@ -177,6 +183,10 @@ class _TaggedStep(TrainingStep):
         self._tag((p.grad for p in self.model.parameters()), GRADIENTS)
         super().update()
         self._tag((leaf for state in self.optimizer.state.values() for leaf in state.values()), OPTIMIZER_STATE)
+
+    def ended(self) -> None:
+        """What comes now is no step's any more."""
+        self._mark(STEP_ENDS)
 
     def _mark(self, name: str) -> None:
         if self._device is not None:

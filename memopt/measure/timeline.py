@@ -12,6 +12,7 @@ from memopt.measure.trace import (
     GRADIENTS,
     OPTIMIZER_STATE,
     PARAMETERS,
+    STEP_ENDS,
     Origin,
     SimulatedDevice,
     Trace,
@@ -79,12 +80,15 @@ def timeline(device: SimulatedDevice, step_from: int) -> Timeline:
     places = [CATEGORIES.index(category) for category in categories]
     now = [0] * len(CATEGORIES)
     moments: list[tuple[int, ...]] = []
+    step_to = next((at for name, at in trace.marks if name == STEP_ENDS), len(trace.events))
     for index, change in replay(trace, CachingAllocator(device.expandable_segments)):
+        if index == step_to:
+            break
         now[places[trace.events[index].number]] += change
         if index >= step_from:
             moments.append(tuple(now))
     peak_at = max(range(len(moments)), key=lambda moment: sum(moments[moment]))
-    phases = tuple((name, at - step_from) for name, at in trace.marks if at >= step_from)
+    phases = tuple((name, at - step_from) for name, at in trace.marks if step_from <= at < step_to)
     return Timeline(tuple(moments), phases, peak_at, _holdings(device, step_from + peak_at, categories))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from memopt.measure.allocator import Block, CachingAllocator, SegmentView
 
-FORWARD_BEGINS, BACKWARD_BEGINS, UPDATE_BEGINS = "forward", "backward", "update"
+FORWARD_BEGINS, BACKWARD_BEGINS, UPDATE_BEGINS, STEP_ENDS = "forward", "backward", "update", "end"
 """Names of moments of a step."""
 
 PARAMETERS, GRADIENTS, OPTIMIZER_STATE = "parameters", "gradients", "optimizer state"
