@@ -19,6 +19,8 @@ from .variants import NAIVE, Variant, levels, measured, other_variants, predicte
 
 MIB = 2**20
 DEPTH = "depth"
+# A deep model takes long to predict: the depth found is at most this share too small.
+DEPTH_TOLERANCE = 0.02
 # Depths that a factory takes lie at most this far apart (6n + 4 for DenseNet-BC).
 DEPTHS_TRIED = 64
 
@@ -55,7 +57,8 @@ def limits(options: argparse.Namespace) -> int:
         for name, vary, start in questions:
             for variant in variants:
                 on_stage(f"largest {name}: {variant.label}")
-                limit = _limit(variant, vary, memory_bytes, start, job.device)
+                tolerance = DEPTH_TOLERANCE if name == DEPTH else 0.0
+                limit = _limit(variant, vary, memory_bytes, start, tolerance, job.device)
                 if name == DEPTH and limit.size is not None:
                     limit = replace(limit, size=depths.depth(limit.size))
                 answers.append((name, variant.label, limit))
@@ -95,7 +98,9 @@ class _Depths:
         )
 
 
-def _limit(variant: Variant, vary: Vary, memory_bytes: int, start: int, device: torch.device) -> Limit:
+def _limit(
+    variant: Variant, vary: Vary, memory_bytes: int, start: int, tolerance: float, device: torch.device
+) -> Limit:
     figures: dict[int, StepFigures] = {}
 
     def reserved_bytes(size: int) -> int:
@@ -104,7 +109,7 @@ def _limit(variant: Variant, vary: Vary, memory_bytes: int, start: int, device: 
         assert reserved is not None
         return reserved
 
-    size = largest_fitting(reserved_bytes, memory_bytes, start)
+    size = largest_fitting(reserved_bytes, memory_bytes, start, tolerance)
     if size is None:
         return Limit(None, None, None)
     trained = _trains(vary(size), variant, memory_bytes, device) if device.type == "cuda" else None

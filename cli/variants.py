@@ -17,9 +17,6 @@ from .errors import CommandError
 from .job import Job
 from .target import load_function
 
-# Steps before the one that is predicted. What is reserved grows hardly after the first.
-FAKE_WARMUP = 1
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -72,9 +69,7 @@ def predicted(job: Job, variant: Variant) -> StepFigures:
         CommandError: it cannot be predicted.
     """
     try:
-        return predict_step(
-            job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove, warmup=FAKE_WARMUP
-        )
+        return predict_step(job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove)
     except PredictionError as error:
         raise CommandError(f"{variant.label}: {error}") from error
 

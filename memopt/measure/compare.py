@@ -220,8 +220,9 @@ def _with_prediction(result: Comparison, subject: _Subject, variant: _Variant) -
         return replace(result, notes=(*result.notes, str(error)))
     result = replace(result, notes=(*result.notes, *_unmeasured(prediction, variant.when, result.target)))
     figures, line = prediction.figures, None
-    if prediction.device is not None:
-        line = thinned(timeline(prediction.device, prediction.step_from), TIMELINE_MOMENTS)
+    if prediction.served is not None:
+        line = timeline(prediction.trace, prediction.step_from, result.target.expandable_segments)
+        line = thinned(line, TIMELINE_MOMENTS)
     if variant.when == "before":
         return replace(result, predicted_before=figures, timeline_before=line)
     return replace(result, predicted_after=figures, timeline_after=line)

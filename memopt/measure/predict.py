@@ -1,7 +1,8 @@
 """Memory of a training step on a GPU, found without one by a step on fake CPU tensors."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from memopt.measure.allocator import CachingAllocator
 from memopt.measure.cuda_libraries import CudaLibraries
-from memopt.measure.memory import CPU_WARMUP, CUDA_WARMUP, StepFigures, leave, observe_step
+from memopt.measure.memory import CUDA_WARMUP, StepFigures, leave, observe_step
+from memopt.measure.steady import Served, repeated, served
 from memopt.measure.step import Inputs, MakeModel, ModelFunction, TrainingStep, seeded
 from memopt.measure.target import GPU, Target
 from memopt.measure.trace import (
@@ -26,7 +27,7 @@ from memopt.measure.trace import (
     STEP_ENDS,
     UPDATE_BEGINS,
     SimulatedDevice,
-    replay,
+    Trace,
 )
 from memopt.measure.tracker import StorageTracker
 from memopt.measure.workspaces import ConvolutionCall
@@ -42,16 +43,18 @@ class Prediction:
 
     Attributes:
         figures: as `measure_step` would take them.
-        device: the simulated one, with everything that it was asked for from the model's making on; None for a
-            target whose allocator is not modelled.
-        step_from: index of the event with which the observed step begins.
+        trace: everything that was asked for from the model's making on; empty for a target whose allocator is not
+            modelled.
+        step_from: index of the event with which the predicted step begins.
+        served: that step, as the target's allocator served it; None where that is not modelled.
         unmeasured: convolutions whose workspace is not known, and not in `figures`.
         largest: the figures if each of these took as much as it may: an upper bound.
     """
 
     figures: StepFigures
-    device: SimulatedDevice | None
+    trace: Trace
     step_from: int
+    served: Served | None
     unmeasured: frozenset[ConvolutionCall]
     largest: StepFigures
 
@@ -64,7 +67,6 @@ def predict_step(
     amp: torch.dtype | None = None,
     apply: ModelFunction = leave,
     remove: ModelFunction = leave,
-    warmup: int | None = None,
 ) -> StepFigures:
     """Predict the memory of one training step on `target`, computing nothing, on any machine.
 
@@ -80,8 +82,6 @@ def predict_step(
         amp: autocast dtype or None.
         apply: called on the model once it is fake; memopt's apply for a prediction "after".
         remove: takes memopt off the model, to see what that frees.
-        warmup: steps before the one predicted; as many as `measure_step` runs if None. Fewer are quicker, and what is
-            reserved may then be a little less.
 
     Returns:
         Figures in bytes; what is said of time is None, and so is `peak_reserved_bytes` for a target whose allocator is
@@ -91,7 +91,7 @@ def predict_step(
         PredictionError: the forward needs the values of a tensor, or an operator that has no fake
             implementation.
     """
-    return predict(make_model, inputs, target, amp=amp, apply=apply, remove=remove, warmup=warmup).figures
+    return predict(make_model, inputs, target, amp=amp, apply=apply, remove=remove).figures
 
 
 def predict(
@@ -102,7 +102,6 @@ def predict(
     amp: torch.dtype | None = None,
     apply: ModelFunction = leave,
     remove: ModelFunction = leave,
-    warmup: int | None = None,
 ) -> Prediction:
     """What `predict_step` predicts, with the requests that it is made of. Arguments and errors are the same."""
     # Tensors that are neither parameter, buffer nor input (constants in the user's file) become fake when
@@ -111,7 +110,7 @@ def predict(
     device = SimulatedDevice(target.expandable_segments) if target.device_type == "cuda" else None
     libraries = None if device is None else CudaLibraries(device, target)
     tracker = StorageTracker(target.rounding_bytes, mode, device, libraries)
-    with seeded(0, torch.device("cpu")), ExitStack() as stack:
+    with quick_collections(), seeded(0, torch.device("cpu")), ExitStack() as stack:
         model = make_fake(make_model(), mode)
         tracker.track(model)
         if device is not None:
@@ -120,42 +119,50 @@ def predict(
             stack.enter_context(context)
         try:
             step = _TaggedStep(tracker, device, apply(model), _fake_like(inputs), amp)
-            # The optimiser's state appears in the first step, and so do memopt's plans; what the allocator has cached
-            # settles in as many steps as are run before a step is measured.
-            for _ in range(warmup or (CPU_WARMUP if device is None else CUDA_WARMUP)):
-                step.run()
+            step.run()  # the optimiser's state appears in the first step, and so do memopt's plans
             step_from = 0 if device is None else len(device.trace.events)
             figures = observe_step(step, tracker if device is None else device, remove)
-            step.ended()
         except Exception as error:
             raise PredictionError(
                 f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
                 f"{target.name} memory cannot be predicted. Measure it there instead."
             ) from error
     if device is None or libraries is None:
-        return Prediction(figures, None, 0, frozenset(), figures)
-    figures = replace(figures, peak_reserved_bytes=device.peak_reserved_bytes)
-    largest = _largest(figures, device, step_from) if libraries.unmeasured else figures
-    return Prediction(figures, device, step_from, frozenset(libraries.unmeasured), largest)
+        return Prediction(figures, Trace(), 0, None, frozenset(), figures)
+    trace, step_from = repeated(device.trace, step_from, CUDA_WARMUP - 1)
+    last = served(trace, step_from, target.expandable_segments)
+    figures = _as_figures(last, figures.retained_bytes)
+    largest = figures
+    if libraries.unmeasured:
+        bound = _as_figures(served(trace, step_from, target.expandable_segments, bounds=True), figures.retained_bytes)
+        largest = _largest(figures, bound)
+    return Prediction(figures, trace, step_from, last, frozenset(libraries.unmeasured), largest)
 
 
-def _largest(figures: StepFigures, device: SimulatedDevice, step_from: int) -> StepFigures:
-    """The figures of the same step with every request that may be made."""
-    allocator = CachingAllocator(device.expandable_segments)
-    for index, _ in replay(device.trace, allocator, bounds=True):
-        if index == step_from - 1:
-            allocator.reset_peak()
-    assert figures.activation_peak_bytes is not None
-    assert figures.peak_allocated_bytes is not None
-    # Served otherwise, a request may also end up in a better place: a bound is never below the prediction.
-    peak_bytes = max(allocator.peak_allocated_bytes, figures.peak_allocated_bytes)
-    more_bytes = peak_bytes - figures.peak_allocated_bytes
-    return replace(
-        figures,
-        activation_peak_bytes=figures.activation_peak_bytes + more_bytes,
-        peak_allocated_bytes=peak_bytes,
-        peak_reserved_bytes=max(allocator.reserved_bytes, device.peak_reserved_bytes),
+def _as_figures(last: Served, retained_bytes: int | None) -> StepFigures:
+    return StepFigures(
+        activation_peak_bytes=last.peak_allocated_bytes - last.before_bytes + (retained_bytes or 0),
+        peak_allocated_bytes=last.peak_allocated_bytes,
+        peak_reserved_bytes=last.peak_reserved_bytes,
+        saved_bytes=last.saved_bytes,
+        retained_bytes=retained_bytes,
     )
+
+
+def _largest(figures: StepFigures, bound: StepFigures) -> StepFigures:
+    """The larger of each: served otherwise, a request may also end up in a better place."""
+    names = ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "saved_bytes")
+    return replace(figures, **{name: max(getattr(figures, name), getattr(bound, name)) for name in names})
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """What is alive now is left out of garbage collections inside: a step makes many, and torch is large."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _TaggedStep(TrainingStep):
@@ -184,8 +191,8 @@ class _TaggedStep(TrainingStep):
         super().update()
         self._tag((leaf for state in self.optimizer.state.values() for leaf in state.values()), OPTIMIZER_STATE)
 
-    def ended(self) -> None:
-        """What comes now is no step's any more."""
+    def clear(self) -> None:
+        super().clear()
         self._mark(STEP_ENDS)
 
     def _mark(self, name: str) -> None:

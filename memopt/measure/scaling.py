@@ -8,7 +8,7 @@ from dataclasses import dataclass
 GROWTH = 8.0
 
 
-def largest_fitting(cost: Callable[[int], float], limit: float, start: int) -> int | None:
+def largest_fitting(cost: Callable[[int], float], limit: float, start: int, tolerance: float = 0.0) -> int | None:
     """The largest whole number x ≥ 1 with cost(x) ≤ limit, for a cost that grows with x; None if not even 1 fits.
 
     Guesses by drawing a straight line through what is known, which is exact for memory over batch size.
@@ -17,6 +17,7 @@ def largest_fitting(cost: Callable[[int], float], limit: float, start: int) -> i
         cost: expensive; called once for each x.
         limit: of the cost.
         start: the first guess.
+        tolerance: share of x by which the result may be too small.
     """
     costs: dict[int, float] = {}
 
@@ -31,7 +32,7 @@ def largest_fitting(cost: Callable[[int], float], limit: float, start: int) -> i
             low = guess
         else:
             high = guess
-        if high and high - low == 1:
+        if high and (high - low == 1 or high - low <= tolerance * low):
             return low or None
         guess = _next(costs, limit, low, high)
 

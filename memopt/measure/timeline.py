@@ -14,7 +14,6 @@ from memopt.measure.trace import (
     PARAMETERS,
     STEP_ENDS,
     Origin,
-    SimulatedDevice,
     Trace,
     replay,
 )
@@ -73,23 +72,25 @@ class Timeline:
         return dict(zip(CATEGORIES, self.moments[self.peak_at], strict=True))
 
 
-def timeline(device: SimulatedDevice, step_from: int) -> Timeline:
-    """The step that begins with the event `step_from` of what a device recorded."""
-    trace = device.trace
+def timeline(trace: Trace, step_from: int, expandable_segments: bool = False) -> Timeline:
+    """The last step of a trace, which begins with the event `step_from`."""
     categories = categorised(trace)
     places = [CATEGORIES.index(category) for category in categories]
     now = [0] * len(CATEGORIES)
     moments: list[tuple[int, ...]] = []
-    step_to = next((at for name, at in trace.marks if name == STEP_ENDS), len(trace.events))
-    for index, change in replay(trace, CachingAllocator(device.expandable_segments)):
+    step_to = trace.marks[-1][1]
+    for index, change in replay(trace, CachingAllocator(expandable_segments)):
         if index == step_to:
             break
         now[places[trace.events[index].number]] += change
         if index >= step_from:
             moments.append(tuple(now))
     peak_at = max(range(len(moments)), key=lambda moment: sum(moments[moment]))
-    phases = tuple((name, at - step_from) for name, at in trace.marks if step_from <= at < step_to)
-    return Timeline(tuple(moments), phases, peak_at, _holdings(device, step_from + peak_at, categories))
+    phases = tuple(
+        (name, at - step_from) for name, at in trace.marks if step_from <= at < step_to and name != STEP_ENDS
+    )
+    holdings = _holdings(trace, step_from + peak_at, expandable_segments, categories)
+    return Timeline(tuple(moments), phases, peak_at, holdings)
 
 
 def categorised(trace: Trace) -> list[str]:
@@ -128,12 +129,12 @@ def _is_arena(origin: Origin) -> bool:
     return by_runtime and origin.operator.startswith(_FACTORIES)
 
 
-def _holdings(device: SimulatedDevice, last: int, categories: list[str]) -> tuple[Holding, ...]:
+def _holdings(trace: Trace, last: int, expandable_segments: bool, categories: list[str]) -> tuple[Holding, ...]:
     sizes: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
     alive: dict[int, int] = {}
-    for index, change in replay(device.trace, CachingAllocator(device.expandable_segments)):
-        number = device.trace.events[index].number
+    for index, change in replay(trace, CachingAllocator(expandable_segments)):
+        number = trace.events[index].number
         if change > 0:
             alive[number] = change
         elif change < 0:
@@ -141,7 +142,7 @@ def _holdings(device: SimulatedDevice, last: int, categories: list[str]) -> tupl
         if index == last:
             break
     for number, size_bytes in alive.items():
-        key = (categories[number], str(device.trace.origins[number]))
+        key = (categories[number], str(trace.origins[number]))
         sizes[key] += size_bytes
         counts[key] += 1
     return tuple(Holding(*key, counts[key], size_bytes) for key, size_bytes in sizes.most_common())

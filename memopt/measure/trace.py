@@ -89,14 +89,10 @@ class SimulatedDevice:
 
     Attributes:
         trace: everything so far.
-        reserved_at: index of the event at which reserved memory last grew.
-        peak_at: index of the event at which `peak_bytes` was reached.
     """
 
     def __init__(self, expandable_segments: bool = False) -> None:
         self.trace = Trace()
-        self.reserved_at = self.peak_at = 0
-        self.expandable_segments = expandable_segments
         self._allocator = CachingAllocator(expandable_segments)
         self._blocks: dict[int, Block] = {}
 
@@ -110,25 +106,14 @@ class SimulatedDevice:
         """Most allocated since `reset_peak`."""
         return self._allocator.peak_allocated_bytes
 
-    @property
-    def peak_reserved_bytes(self) -> int:
-        """Most taken from the device."""
-        return self._allocator.reserved_bytes
-
     def reset_peak(self) -> None:
         """Start a new peak from what is allocated now."""
         self._allocator.reset_peak()
-        self.peak_at = max(len(self.trace.events) - 1, 0)
 
     def allocate(self, size_bytes: int, origin: Origin) -> int:
         """Serve a request; returns its number."""
         number = len(self.trace.origins)
-        reserved_bytes, peak_bytes = self.peak_reserved_bytes, self.peak_bytes
         self._blocks[number] = self._allocator.allocate(size_bytes, number)
-        if self.peak_reserved_bytes > reserved_bytes:
-            self.reserved_at = len(self.trace.events)
-        if self.peak_bytes > peak_bytes:
-            self.peak_at = len(self.trace.events)
         self.trace.origins.append(origin)
         self.trace.events.append(Event(number, size_bytes))
         return number

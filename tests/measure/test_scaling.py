@@ -33,6 +33,19 @@ def test_memory_over_batch_size_takes_few_predictions() -> None:
     assert len(tried) <= 6
 
 
+def test_a_tolerance_saves_tries() -> None:
+    tried: list[int] = []
+
+    def cost(x: int) -> float:
+        tried.append(x)
+        return float(x**2)
+
+    found = largest_fitting(cost, 1e6, 10, tolerance=0.02)
+    assert found is not None
+    assert 980 <= found <= 1000
+    assert len(tried) <= 9
+
+
 def test_nothing_fits() -> None:
     assert largest_fitting(lambda x: 10.0 * x, 5.0, 64) is None
 
