@@ -50,7 +50,7 @@ def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[tuple[Convolution
         func: the operator, as a dispatch mode sees it.
         args: its positional arguments.
     """
-    if func is _aten.convolution.default and not args[6]:
+    if func is _aten.convolution.default and not args[6] and args[0].numel():
         x, weight = args[:2]
         return ((_call(FORWARD, x, weight, args[3], args[4], args[5], args[8]), _forward_bound(args)),)
     if func is _aten.convolution_backward.default and not args[7]:
