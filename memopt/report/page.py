@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from memopt.measure import CATEGORIES, Comparison, Timeline
+from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
-from memopt.report.rows import MIB, NOTHING, block_rows, equivalence_line, figure_rows, rejection_rows
+from memopt.report.rows import MIB, NOTHING, block_rows, category_rows, equivalence_line, figure_rows, rejection_rows
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -101,9 +101,7 @@ def _timelines(before: Timeline | None, after: Timeline | None) -> list[str]:
     lines = named_timelines(before, after)
     if not lines:
         return []
-    categories = [
-        (name, *(f"{line.at_peak[name] / MIB:,.1f} MiB" for line in lines.values())) for name in reversed(CATEGORIES)
-    ]
+    categories = [(row.figure, row.before, row.after, row.ratio) for row in category_rows(before, after)]
     holdings = [
         (f"{holding.size_bytes / MIB:,.1f} MiB", title, holding.category, str(holding.count), holding.origin)
         for title, line in lines.items()
@@ -113,7 +111,7 @@ def _timelines(before: Timeline | None, after: Timeline | None) -> list[str]:
         "<h2>Allocated memory over one step</h2>",
         as_svg(timeline_figure(lines)),
         "<h2>At the peak, by category</h2>",
-        _table(("category", *lines), categories),
+        _table(("category", "before", "after", "after / before"), categories),
         "<h2>At the peak, by origin</h2>",
         _table(("size", "when", "category", "requests", "operator and line"), holdings, text_columns=(1, 2, 4)),
     ]

@@ -16,6 +16,7 @@ from memopt.report.rows import (
     NOTHING,
     FigureRow,
     block_rows,
+    category_rows,
     equivalence_line,
     figure_rows,
     first_names,
@@ -173,6 +174,8 @@ def _figures_table(comparison: Comparison) -> Table:
     _add_figures(table, f"measured on {comparison.device_name}", measured)
     predicted = figure_rows(comparison.predicted_before, comparison.predicted_after)
     _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
+    categories = category_rows(comparison.timeline_before, comparison.timeline_after)
+    _add_figures(table, "of the predicted peak allocated", categories)
     return table
 
 
