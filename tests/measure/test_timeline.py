@@ -4,7 +4,8 @@ import torch
 import memopt
 from densenet_models.bc import DenseNet
 from memopt.measure.predict import Prediction, predict
-from memopt.measure.timeline import CATEGORIES, Timeline, thinned, timeline
+from memopt.measure.timeline import CATEGORIES, Timeline, categorised, thinned, timeline
+from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS, STEP_ENDS, Origin, SimulatedDevice
 
 X = (torch.empty(16, 3, 32, 32, device="meta"),)
 
@@ -56,6 +57,24 @@ def test_naive_memory_is_activations_and_memopts_is_arenas(predictions: dict[str
     batch_bytes = 16 * 3 * 32 * 32 * 4
     assert naive["activations"] > batch_bytes
     assert any("DenseLayer.forward" in holding.origin for holding in line_of(predictions["naive"]).holdings)
+
+
+def test_what_outlives_forward_is_an_activation_and_what_does_not_is_scratch() -> None:
+    device = SimulatedDevice()
+    device.allocate(1, Origin("parameter"))
+    device.tag_all("parameters")
+    for _ in range(2):
+        device.mark(FORWARD_BEGINS)
+        passing, saved = device.allocate(2, Origin("a")), device.allocate(3, Origin("b"))
+        device.free(passing)
+        device.free(device.allocate(4, Origin("workspace of c")))
+        device.mark(BACKWARD_BEGINS)
+        gradient = device.allocate(5, Origin("d"))
+        device.free(saved)
+        device.free(gradient)
+        device.mark(STEP_ENDS)
+    step = ["scratch", "activations", "workspaces", "scratch"]
+    assert categorised(device.trace) == ["parameters", *step, *step]
 
 
 def test_the_phases_of_a_step_come_in_order(predictions: dict[str, Prediction]) -> None:
