@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,11 +86,10 @@ def test_densenet_bc_100_with_memopt_reserves_what_was_measured(
 
 def test_recording_forward_is_no_memory_of_the_step() -> None:
     x = (torch.empty(16, 3, 32, 32, device="meta"),)
-    plain, ours = (predict(lambda: DenseNet(depth=16), x, apply=f) for f in (lambda model: model, memopt.apply))
-    of_layers = [[o for o in p.trace.origins if "DenseLayer.forward" in str(o)] for p in (plain, ours)]
-    assert len(of_layers[0]) > 20
-    # Rewritten, no layer's own forward runs but while it is recorded.
-    assert of_layers[1] == []
+    origins = predict(lambda: DenseNet(depth=16), x, apply=memopt.apply).trace.origins
+    files = {Path(origin.code.co_filename).parent.name for origin in origins if origin.code is not None}
+    assert "ops" in files  # of the runtime
+    assert "capture" not in files
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
