@@ -21,11 +21,16 @@ from memopt.report import (
     print_explanation,
     stage_display,
 )
+from memopt.report.pictures import PictureError
 
+from .diff import diff
+from .drawing import draw, require_drawable
 from .errors import CommandError, describe
 from .job import make_job
+from .limits import limits
 from .options import build_parser
 from .output import STDOUT, require_writable, write_document
+from .sweep import sweep
 
 DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _never_fail_to_encode(sys.stdout, sys.stderr)
     try:
         options = build_parser().parse_args(arguments)
-        return _optimize(options) if options.command == "optimize" else _explain(options)
+        return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
@@ -57,12 +62,14 @@ def _optimize(options: argparse.Namespace) -> int:
     stdout = sys.stdout
     if options.json is not None:
         require_writable(options.json)
+    require_drawable(options)
     # Whatever the user's file prints must not end up in the document.
     alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
     with alone, stage_display(sys.stderr, quiet=options.quiet) as on_stage:
         comparison = _comparison(options, on_stage)
     if options.json is not None:
         write_document(comparison_document(comparison, options.target), options.json, stdout)
+    draw(options, comparison)
     if options.json != STDOUT and not options.quiet:
         print_comparison(comparison, options.target, stdout)
     elif not comparison.equivalence.passed:
@@ -96,13 +103,22 @@ def _explain(options: argparse.Namespace) -> int:
     return DONE
 
 
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "optimize": _optimize,
+    "explain": _explain,
+    "limits": limits,
+    "sweep": sweep,
+    "diff": diff,
+}
+
+
 def _without_a_step(explanation: memopt.Explanation) -> memopt.Explanation:
     """Here the rewritten forward never runs, which is then not worth a note."""
     return replace(explanation, notes=tuple(note for note in explanation.notes if note != NOT_RUN_YET))
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, CommandError | StepError | memopt.MemoptError):
+    if isinstance(error, CommandError | StepError | PictureError | memopt.MemoptError):
         return " ".join(str(error).split())
     if is_out_of_memory(error):
         return "There is not enough memory even for a few samples. Choose a smaller --input or another --device."

@@ -1,6 +1,7 @@
 """What the command line may say."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
 import torch
@@ -26,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `memopt`; the namespace's `command` is "optimize" or "explain"."""
+    """The parser of `memopt`; the namespace's `command` names what to run."""
     parser = _Parser(prog="memopt", description="Train any naive DenseNet in memory linear in its depth.")
     parser.add_argument("--version", action="version", version=f"memopt {memopt.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -37,12 +38,49 @@ def build_parser() -> argparse.ArgumentParser:
         help="run and measure real training steps too (without: equivalence and predicted GPU memory)",
     )
     optimize.add_argument("--json", metavar="FILE", help="write the report as JSON; - writes it to stdout, alone")
+    optimize.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
+    optimize.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="draw predicted memory over one step, before and after, by category; FILE ends in .html, .svg or .png",
+    )
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
     _command(commands, "explain", "show which chains are found in a model and why the rest is left alone")
+    limits = _command(commands, "limits", "the largest batch, and the deepest model, that train in a given memory")
+    limits.add_argument("--memory", required=True, metavar="SIZE", help="of the GPU, 12GiB for example")
+    _add_also(limits)
+    sweep = _command(commands, "sweep", "memory over a range of depths, batch sizes or arguments", batch_size=str)
+    sweep.add_argument(
+        "--depth", metavar="START:STOP:STEP", help="vary the argument depth; so do --batch-size and --arg"
+    )
+    sweep.add_argument(
+        "--out", default="sweep", metavar="PREFIX", help="of the CSV, SVG and PNG files; default: %(default)s"
+    )
+    sweep.add_argument("--levels", action="store_true", help="memopt at each level instead of the best for memory")
+    sweep.add_argument("--measure", action="store_true", help="run real steps on a GPU instead of predicting them")
+    _add_also(sweep)
+    diff = commands.add_parser("diff", help="set JSON reports of optimize side by side")
+    diff.add_argument("reports", nargs="+", metavar="FILE", help="of optimize --json; ratios are to the first")
+    diff.add_argument(
+        "--fail-above", type=float, metavar="RATIO", help="exit status 1 where a figure after memopt grew by more"
+    )
+    diff.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_also(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="LABEL=FILE:FUNCTION",
+        help="a further variant: what FUNCTION makes of the naive model; repeatable",
+    )
+
+
+def _command(
+    commands: Any, name: str, summary: str, batch_size: Callable[[str], Any] | None = None
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -64,7 +102,7 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
         metavar="SHAPE",
         help="shape of the input, 64x3x32x32; repeat for a forward with several arguments",
     )
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="batch of the inferred input")
+    parser.add_argument("--batch-size", type=batch_size or _positive, metavar="N", help="batch of the inferred input")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of model and input; default: %(default)s")
     parser.add_argument("--amp", choices=AMP_DTYPES, help="run under autocast in this dtype; weights stay fp32")

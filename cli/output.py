@@ -12,8 +12,8 @@ from .errors import CommandError
 STDOUT = "-"
 
 
-def require_writable(path: str) -> None:
-    """Find out before the long work whether `write_document` will be able to write.
+def require_writable(path: str, option: str = "--json") -> None:
+    """Find out before the long work whether a file that an option names can be written.
 
     Raises:
         CommandError: it will not.
@@ -32,7 +32,7 @@ def require_writable(path: str) -> None:
             temporary.touch()
             temporary.unlink()
     except OSError as error:
-        raise CommandError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
+        raise CommandError(f"{option} {path} cannot be written: {error.strerror}. Choose another file.") from error
 
 
 def write_document(document: Mapping[str, Any], path: str, stdout: TextIO) -> None:

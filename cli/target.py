@@ -70,6 +70,31 @@ def load_target(text: str, arguments: dict[str, Any]) -> Target:
     return Target(text, name, file, lambda: _build(found, name, arguments, file))
 
 
+def load_function(text: str) -> Callable[[Any], Any]:
+    """The function that `path/file.py:name` or `package.module:name` names.
+
+    Raises:
+        CommandError: no such file, module or name, or it cannot be called.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise CommandError(f"{text!r} names no function. Write path/file.py:name or package.module:name.")
+    found = _find(_load_file(Path(place)) if _is_file(place) else _load_module(place), place, name)
+    if not callable(found):
+        raise CommandError(f"{text} is {kind_of(found)}. Name a function that takes and returns a model.")
+    return found
+
+
+def takes_argument(text: str, argument: str) -> bool:
+    """Whether the class or factory that TARGET names has an argument of this name."""
+    place, _, name = text.rpartition(":")
+    found = _find(_load_file(Path(place)) if _is_file(place) else _load_module(place), place, name)
+    try:
+        return not isinstance(found, nn.Module) and argument in inspect.signature(found).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """Turn `key=value` texts into keyword arguments, values read as Python literals where they are one.
 

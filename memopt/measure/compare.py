@@ -18,15 +18,19 @@ from memopt.measure.memory import (
     leave,
     measure_step,
 )
-from memopt.measure.predict import PredictionError, predict_step
+from memopt.measure.predict import Prediction, PredictionError, predict
 from memopt.measure.step import Inputs, MakeModel, ModelFunction, autocast, on_device, seeded
 from memopt.measure.target import GPU, Target
+from memopt.measure.timeline import Timeline, thinned, timeline
 
 # Samples that the check trains on where arithmetic is slow, or where the whole batch does not fit.
 CHECK_SAMPLES = 2
 
 # Less than this left between steps is not worth a sentence.
 LEFT_BEHIND_BYTES = 2**20
+
+# As fine as a picture of a step shows.
+TIMELINE_MOMENTS = 800
 
 Apply = Callable[[nn.Module, Inputs | None], nn.Module]
 Explain = Callable[[nn.Module], Explanation]
@@ -53,6 +57,8 @@ class Comparison:
         before: measured on `device`, untouched model; None when not measured.
         after: measured on `device`, rewritten model; None when not measured.
         notes: anything else worth knowing, one sentence each.
+        timeline_before: where the memory of the predicted step goes, untouched model; None without prediction.
+        timeline_after: the same of the rewritten model.
     """
 
     device: str
@@ -69,6 +75,8 @@ class Comparison:
     before: StepFigures | None = None
     after: StepFigures | None = None
     notes: tuple[str, ...] = ()
+    timeline_before: Timeline | None = None
+    timeline_after: Timeline | None = None
 
     def __str__(self) -> str:
         rewritten, found = len(self.explanation.rewritten), len(self.explanation.chains)
@@ -200,7 +208,7 @@ def _check(subject: _Subject, inputs: Inputs, apply: Apply, explain: Explain, st
 
 def _with_prediction(result: Comparison, subject: _Subject, variant: _Variant) -> Comparison:
     try:
-        figures = predict_step(
+        prediction = predict(
             subject.make_model,
             subject.inputs,
             result.target,
@@ -210,9 +218,27 @@ def _with_prediction(result: Comparison, subject: _Subject, variant: _Variant) -
         )
     except PredictionError as error:
         return replace(result, notes=(*result.notes, str(error)))
+    result = replace(result, notes=(*result.notes, *_unmeasured(prediction, variant.when, result.target)))
+    figures, line = prediction.figures, None
+    if prediction.served is not None:
+        line = timeline(prediction.trace, prediction.step_from, result.target.expandable_segments)
+        line = thinned(line, TIMELINE_MOMENTS)
     if variant.when == "before":
-        return replace(result, predicted_before=figures)
-    return replace(result, predicted_after=figures)
+        return replace(result, predicted_before=figures, timeline_before=line)
+    return replace(result, predicted_after=figures, timeline_after=line)
+
+
+def _unmeasured(prediction: Prediction, when: str, target: Target) -> tuple[str, ...]:
+    """A sentence where workspaces are not known that could raise the peak noticeably."""
+    peak_bytes, largest_bytes = prediction.figures.peak_allocated_bytes, prediction.largest.peak_allocated_bytes
+    assert peak_bytes is not None
+    assert largest_bytes is not None
+    if largest_bytes - peak_bytes <= LEFT_BEHIND_BYTES:
+        return ()
+    return (
+        f"Predicted {when}: the workspaces of {len(prediction.unmeasured)} convolutions were never measured on a "
+        f"{target.name} and are left out. Upper bound of the peak allocated: {largest_bytes / 2**20:,.1f} MiB.",
+    )
 
 
 def _with_measurement(

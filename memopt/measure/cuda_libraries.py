@@ -7,6 +7,7 @@ import torch
 
 from memopt.measure.target import Target
 from memopt.measure.trace import Origin, SimulatedDevice
+from memopt.measure.workspaces import ConvolutionCall, convolution_calls, lies_channels_last, measured
 
 _aten = torch.ops.aten
 
@@ -32,12 +33,16 @@ class CudaLibraries:
     Args:
         device: that the requests go to.
         target: says how large they are.
+
+    Attributes:
+        unmeasured: convolutions whose workspace is not known.
     """
 
     def __init__(self, device: SimulatedDevice, target: Target) -> None:
         self._device = device
         self._target = target
         self._has_blas: set[bool] = set()
+        self.unmeasured: set[ConvolutionCall] = set()
 
     def before(self, func: Any, args: Sequence[Any]) -> list[int]:
         """Ask for what an operator holds from its beginning to its end; returns the requests."""
@@ -46,6 +51,18 @@ class CudaLibraries:
         if func not in _READ_ALIKE or _lie_alike(args[0], args[1]):
             return []
         return [self._device.allocate(args[0].numel() * args[0].element_size(), Origin(f"gradient copied by {func}"))]
+
+    def result(self, func: Any, args: Sequence[Any], index: int) -> None:
+        """Ask for, and give back, what an operator takes once its result with this index has been allocated."""
+        for place, (call, bound_bytes) in enumerate(convolution_calls(func, args)):
+            if place != index:
+                continue
+            size_bytes, origin = measured().get(call), Origin(f"workspace of {call.operation}")
+            if size_bytes is None:
+                self.unmeasured.add(call)
+                self._device.might_allocate(bound_bytes, origin)
+            elif size_bytes:
+                self._device.free(self._device.allocate(size_bytes, origin))
 
     def after(self, held: list[int]) -> None:
         """Give back what `before` asked for."""
@@ -61,7 +78,6 @@ class CudaLibraries:
 
 
 def _lie_alike(grad: torch.Tensor, x: torch.Tensor) -> bool:
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if channels_last is not None and x.is_contiguous(memory_format=channels_last) and not x.is_contiguous():
-        return grad.is_contiguous(memory_format=channels_last)
+    if lies_channels_last(x):
+        return grad.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     return grad.is_contiguous()

@@ -1,7 +1,8 @@
 """Memory of a training step on a GPU, found without one by a step on fake CPU tensors."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +14,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from memopt.measure.cuda_libraries import CudaLibraries
-from memopt.measure.memory import CPU_WARMUP, CUDA_WARMUP, StepFigures, leave, observe_step
+from memopt.measure.memory import CUDA_WARMUP, StepFigures, leave, observe_step
+from memopt.measure.steady import Served, repeated, served
 from memopt.measure.step import Inputs, MakeModel, ModelFunction, TrainingStep, seeded
 from memopt.measure.target import GPU, Target
-from memopt.measure.trace import SimulatedDevice
+from memopt.measure.trace import (
+    BACKWARD_BEGINS,
+    FORWARD_BEGINS,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    PARAMETERS,
+    STEP_ENDS,
+    UPDATE_BEGINS,
+    SimulatedDevice,
+    Trace,
+)
 from memopt.measure.tracker import StorageTracker
+from memopt.measure.workspaces import ConvolutionCall
 
 
 class PredictionError(Exception):
@@ -30,14 +43,20 @@ class Prediction:
 
     Attributes:
         figures: as `measure_step` would take them.
-        device: the simulated one, with everything that it was asked for from the model's making on; None for a
-            target whose allocator is not modelled.
-        step_from: index of the event with which the observed step begins.
+        trace: everything that was asked for from the model's making on; empty for a target whose allocator is not
+            modelled.
+        step_from: index of the event with which the predicted step begins.
+        served: that step, as the target's allocator served it; None where that is not modelled.
+        unmeasured: convolutions whose workspace is not known, and not in `figures`.
+        largest: the figures if each of these took as much as it may: an upper bound.
     """
 
     figures: StepFigures
-    device: SimulatedDevice | None
+    trace: Trace
     step_from: int
+    served: Served | None
+    unmeasured: frozenset[ConvolutionCall]
+    largest: StepFigures
 
 
 def predict_step(
@@ -89,20 +108,18 @@ def predict(
     # met.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = SimulatedDevice(target.expandable_segments) if target.device_type == "cuda" else None
-    tracker = StorageTracker(
-        target.rounding_bytes, mode, device, None if device is None else CudaLibraries(device, target)
-    )
-    with seeded(0, torch.device("cpu")), ExitStack() as stack:
+    libraries = None if device is None else CudaLibraries(device, target)
+    tracker = StorageTracker(target.rounding_bytes, mode, device, libraries)
+    with quick_collections(), seeded(0, torch.device("cpu")), ExitStack() as stack:
         model = make_fake(make_model(), mode)
         tracker.track(model)
+        if device is not None:
+            device.tag_all(PARAMETERS)
         for context in (mode, _operators_of(target), tracker):
             stack.enter_context(context)
         try:
-            step = TrainingStep(apply(model), _fake_like(inputs), amp)
-            # The optimiser's state appears in the first step, and so do memopt's plans; what the allocator has cached
-            # settles in as many steps as are run before a step is measured.
-            for _ in range(CPU_WARMUP if device is None else CUDA_WARMUP):
-                step.run()
+            step = _TaggedStep(tracker, device, apply(model), _fake_like(inputs), amp)
+            step.run()  # the optimiser's state appears in the first step, and so do memopt's plans
             step_from = 0 if device is None else len(device.trace.events)
             figures = observe_step(step, tracker if device is None else device, remove)
         except Exception as error:
@@ -110,9 +127,83 @@ def predict(
                 f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
                 f"{target.name} memory cannot be predicted. Measure it there instead."
             ) from error
-    if device is not None:
-        figures = replace(figures, peak_reserved_bytes=device.peak_reserved_bytes)
-    return Prediction(figures, device, step_from)
+    if device is None or libraries is None:
+        return Prediction(figures, Trace(), 0, None, frozenset(), figures)
+    trace, step_from = repeated(device.trace, step_from, CUDA_WARMUP - 1)
+    last = served(trace, step_from, target.expandable_segments)
+    figures = _as_figures(last, figures.retained_bytes)
+    largest = figures
+    if libraries.unmeasured:
+        bound = _as_figures(served(trace, step_from, target.expandable_segments, bounds=True), figures.retained_bytes)
+        largest = _largest(figures, bound)
+    return Prediction(figures, trace, step_from, last, frozenset(libraries.unmeasured), largest)
+
+
+def _as_figures(last: Served, retained_bytes: int | None) -> StepFigures:
+    return StepFigures(
+        activation_peak_bytes=last.peak_allocated_bytes - last.before_bytes + (retained_bytes or 0),
+        peak_allocated_bytes=last.peak_allocated_bytes,
+        peak_reserved_bytes=last.peak_reserved_bytes,
+        saved_bytes=last.saved_bytes,
+        retained_bytes=retained_bytes,
+    )
+
+
+def _largest(figures: StepFigures, bound: StepFigures) -> StepFigures:
+    """The larger of each: served otherwise, a request may also end up in a better place."""
+    names = ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "saved_bytes")
+    return replace(figures, **{name: max(getattr(figures, name), getattr(bound, name)) for name in names})
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """What is alive now is left out of garbage collections inside: a step makes many, and torch is large."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _TaggedStep(TrainingStep):
+    """Says at what moments a step turns, and which requests are gradients and the optimiser's state."""
+
+    def __init__(
+        self,
+        tracker: StorageTracker,
+        device: SimulatedDevice | None,
+        model: nn.Module,
+        inputs: Inputs,
+        amp: torch.dtype | None,
+    ) -> None:
+        super().__init__(model, inputs, amp)
+        self._tracker, self._device = tracker, device
+
+    def forward(self) -> torch.Tensor:
+        self._mark(FORWARD_BEGINS)
+        loss = super().forward()
+        self._mark(BACKWARD_BEGINS)
+        return loss
+
+    def update(self) -> None:
+        self._mark(UPDATE_BEGINS)
+        self._tag((p.grad for p in self.model.parameters()), GRADIENTS)
+        super().update()
+        self._tag((leaf for state in self.optimizer.state.values() for leaf in state.values()), OPTIMIZER_STATE)
+
+    def clear(self) -> None:
+        super().clear()
+        self._mark(STEP_ENDS)
+
+    def _mark(self, name: str) -> None:
+        if self._device is not None:
+            self._device.mark(name)
+
+    def _tag(self, things: Iterable[Any], tag: str) -> None:
+        for thing in things:
+            number = self._tracker.request_of(thing) if isinstance(thing, torch.Tensor) else None
+            if number is not None and self._device is not None:
+                self._device.trace.tags[number] = tag
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

@@ -10,6 +10,12 @@ import torch
 
 from memopt.measure.allocator import Block, CachingAllocator, SegmentView
 
+FORWARD_BEGINS, BACKWARD_BEGINS, UPDATE_BEGINS, STEP_ENDS = "forward", "backward", "update", "end"
+"""Names of moments of a step."""
+
+PARAMETERS, GRADIENTS, OPTIMIZER_STATE = "parameters", "gradients", "optimizer state"
+"""Tags of requests."""
+
 _NOT_NAMED = (*torch.__path__, str(Path(__file__).parent))
 
 
@@ -50,10 +56,12 @@ class Event:
     Attributes:
         number: of the request; requests are counted from 0.
         size_bytes: asked for; 0 where it is given back.
+        is_bound: it may not be asked for at all: a workspace that was never measured, at its largest.
     """
 
     number: int
     size_bytes: int
+    is_bound: bool = False
 
 
 @dataclass(slots=True)
@@ -63,10 +71,14 @@ class Trace:
     Attributes:
         events: one after another.
         origins: where each request comes from, by its number.
+        marks: names of moments, with the index of the event that follows.
+        tags: what is known of a request's purpose, by its number.
     """
 
     events: list[Event] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    marks: list[tuple[str, int]] = field(default_factory=list)
+    tags: dict[int, str] = field(default_factory=dict)
 
 
 class SimulatedDevice:
@@ -77,13 +89,10 @@ class SimulatedDevice:
 
     Attributes:
         trace: everything so far.
-        reserved_at: index of the event at which reserved memory last grew.
-        peak_at: index of the event at which `peak_bytes` was reached.
     """
 
     def __init__(self, expandable_segments: bool = False) -> None:
         self.trace = Trace()
-        self.reserved_at = self.peak_at = 0
         self._allocator = CachingAllocator(expandable_segments)
         self._blocks: dict[int, Block] = {}
 
@@ -97,25 +106,14 @@ class SimulatedDevice:
         """Most allocated since `reset_peak`."""
         return self._allocator.peak_allocated_bytes
 
-    @property
-    def peak_reserved_bytes(self) -> int:
-        """Most taken from the device."""
-        return self._allocator.reserved_bytes
-
     def reset_peak(self) -> None:
         """Start a new peak from what is allocated now."""
         self._allocator.reset_peak()
-        self.peak_at = max(len(self.trace.events) - 1, 0)
 
     def allocate(self, size_bytes: int, origin: Origin) -> int:
         """Serve a request; returns its number."""
         number = len(self.trace.origins)
-        reserved_bytes, peak_bytes = self.peak_reserved_bytes, self.peak_bytes
         self._blocks[number] = self._allocator.allocate(size_bytes, number)
-        if self.peak_reserved_bytes > reserved_bytes:
-            self.reserved_at = len(self.trace.events)
-        if self.peak_bytes > peak_bytes:
-            self.peak_at = len(self.trace.events)
         self.trace.origins.append(origin)
         self.trace.events.append(Event(number, size_bytes))
         return number
@@ -125,22 +123,45 @@ class SimulatedDevice:
         self._allocator.free(self._blocks.pop(number))
         self.trace.events.append(Event(number, 0))
 
+    def might_allocate(self, size_bytes: int, origin: Origin) -> None:
+        """Note a request that is given back at once and of which only the largest size is known; it is not served."""
+        number = len(self.trace.origins)
+        self.trace.origins.append(origin)
+        self.trace.events += [Event(number, size_bytes, is_bound=True), Event(number, 0, is_bound=True)]
 
-def replay(trace: Trace, allocator: CachingAllocator) -> Iterator[int]:
-    """Serve a trace by an allocator, yielding the index of each event after it. Owners are requests' numbers."""
+    def tag_all(self, tag: str) -> None:
+        """Say what everything asked for so far is."""
+        self.trace.tags.update(dict.fromkeys(range(len(self.trace.origins)), tag))
+
+    def mark(self, name: str) -> None:
+        """Name this moment."""
+        self.trace.marks.append((name, len(self.trace.events)))
+
+
+def replay(trace: Trace, allocator: CachingAllocator, *, bounds: bool = False) -> Iterator[tuple[int, int]]:
+    """Serve a trace by an allocator, yielding each event's index and the bytes that it added to the allocated.
+
+    Args:
+        trace: as recorded.
+        allocator: a new one; owners of its blocks are requests' numbers.
+        bounds: serve the requests that may not be made, too.
+    """
     blocks: dict[int, Block] = {}
     for index, event in enumerate(trace.events):
-        if event.size_bytes:
+        before_bytes = allocator.allocated_bytes
+        if event.is_bound and not bounds:
+            pass
+        elif event.size_bytes:
             blocks[event.number] = allocator.allocate(event.size_bytes, event.number)
         else:
             allocator.free(blocks.pop(event.number))
-        yield index
+        yield index, allocator.allocated_bytes - before_bytes
 
 
 def segments_after(trace: Trace, last: int, *, expandable_segments: bool = False) -> tuple[SegmentView, ...]:
     """What is reserved, and for which requests, after the event with index `last`."""
     allocator = CachingAllocator(expandable_segments)
-    for index in replay(trace, allocator):
+    for index, _ in replay(trace, allocator):
         if index == last:
             break
     return allocator.segments()

@@ -42,6 +42,9 @@ class Libraries(Protocol):
     def before(self, func: Any, args: tuple[Any, ...]) -> list[int]:
         """An operator is about to run."""
 
+    def result(self, func: Any, args: tuple[Any, ...], index: int) -> None:
+        """The result with this index, counted among those that are tensors, has been counted."""
+
     def after(self, held: list[int]) -> None:
         """It has run; `held` is what `before` returned."""
 
@@ -87,6 +90,11 @@ class StorageTracker(TorchDispatchMode):
         """Start a new peak from what is live now."""
         self.peak_bytes = self.current_bytes
 
+    def request_of(self, tensor: torch.Tensor) -> int | None:
+        """The number under which the device was asked for a tensor's storage; None where it was not."""
+        live = self._live.get(tensor.untyped_storage()._cdata)
+        return None if live is None else live.request
+
     def track(self, *things: Trackable) -> None:
         """Count what was made before the mode was entered.
 
@@ -130,9 +138,11 @@ class StorageTracker(TorchDispatchMode):
         held = libraries.before(func, args) if libraries is not None else []
         result = func(*args, **(kwargs or {}))
         results = result if isinstance(result, list | tuple) else (result,)
-        for item in results:
-            if isinstance(item, torch.Tensor):
-                self._count(item, func)
+        tensors = [item for item in results if isinstance(item, torch.Tensor)]
+        for index, tensor in enumerate(tensors):
+            self._count(tensor, func)
+            if libraries is not None:
+                libraries.result(func, args, index)
         if held and libraries is not None:
             libraries.after(held)
         return result

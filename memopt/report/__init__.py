@@ -11,7 +11,7 @@ from memopt.report.rows import (
     figure_rows,
     rejection_rows,
 )
-from memopt.report.table import print_comparison, print_explanation
+from memopt.report.table import print_comparison, print_explanation, print_table
 
 __all__ = [
     "BlockRow",
@@ -23,6 +23,7 @@ __all__ = [
     "figure_rows",
     "print_comparison",
     "print_explanation",
+    "print_table",
     "rejection_rows",
     "stage_display",
 ]

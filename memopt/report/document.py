@@ -35,6 +35,10 @@ def comparison_document(comparison: Comparison, target: str | None = None) -> di
             "target": comparison.target.name,
             "before": _figures(comparison.predicted_before, "predicted"),
             "after": _figures(comparison.predicted_after, "predicted"),
+            "peak_by_category": {
+                "before": None if comparison.timeline_before is None else comparison.timeline_before.at_peak,
+                "after": None if comparison.timeline_after is None else comparison.timeline_after.at_peak,
+            },
         },
         "equivalence": _equivalence(comparison.equivalence),
         "notes": [*comparison.explanation.notes, *comparison.notes],

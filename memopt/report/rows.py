@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memopt.ir import ChainReport
-from memopt.measure import Equivalence, StepFigures
+from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
 
 MIB = 2**20
 NOTHING = "—"
@@ -92,6 +92,18 @@ def figure_rows(
     rows = [_figure_row(field, before, after, rough_time and field == "step_seconds") for field in fields]
     if not rows and any(figures is not None and figures.out_of_memory for figures in (before, after)):
         rows = [FigureRow("training step", _cell(before, "", False), _cell(after, "", False), NOTHING)]
+    return tuple(rows)
+
+
+def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[FigureRow, ...]:
+    """What the predicted peak allocated is made of, category by category; those that nobody has are left out."""
+    rows = []
+    for name in CATEGORIES:
+        first, second = (None if line is None else line.at_peak[name] for line in (before, after))
+        if first or second:
+            ratio = _ratio(second / first, False) if first and second is not None else NOTHING
+            was, is_now = (NOTHING if size is None else _mebibytes(size) for size in (first, second))
+            rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
 
 

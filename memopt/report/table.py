@@ -1,7 +1,7 @@
 """The report on a terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -16,6 +16,7 @@ from memopt.report.rows import (
     NOTHING,
     FigureRow,
     block_rows,
+    category_rows,
     equivalence_line,
     figure_rows,
     first_names,
@@ -62,6 +63,22 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
         console.print(Text(title, style="bold"))
         _print_chains(console, explanation)
         _print_notes(console, explanation.notes)
+
+
+def print_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str], file: TextIO
+) -> None:
+    """Print rows of text under a title, the first two columns to the left, and sentences below them."""
+    table = _table()
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < 2 else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    with _printing(file, None) as console:
+        console.print(Text(f"{title}\n", style="bold"))
+        console.print(table, "")
+        for note in notes:
+            console.print(Text(note))
 
 
 @contextmanager
@@ -157,6 +174,8 @@ def _figures_table(comparison: Comparison) -> Table:
     _add_figures(table, f"measured on {comparison.device_name}", measured)
     predicted = figure_rows(comparison.predicted_before, comparison.predicted_after)
     _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
+    categories = category_rows(comparison.timeline_before, comparison.timeline_after)
+    _add_figures(table, "of the predicted peak allocated", categories)
     return table
 
 

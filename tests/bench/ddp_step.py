@@ -26,11 +26,11 @@ from typing import Any
 
 import rivals
 import torch
+from provenance import provenance
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from train_step import provenance
 
 import memopt
 from densenet_models import bc

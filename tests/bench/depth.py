@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 from torch import nn
-from train_step import DEVICE, VARIANTS, provenance
+from train_step import DEVICE, VARIANTS
 
 import memopt
 from densenet_models import bc

@@ -17,7 +17,7 @@ from memopt.measure import GPU
 from memopt.measure.allocator import MIB, SegmentView
 from memopt.measure.memory import leave
 from memopt.measure.predict import Prediction, predict
-from memopt.measure.trace import SimulatedDevice, segments_after
+from memopt.measure.trace import Trace, segments_after
 
 
 def main() -> None:
@@ -37,10 +37,10 @@ def main() -> None:
         amp=job.amp,
         apply=leave if own.naive else lambda model: memopt.apply(model, config=config),
     )
-    assert prediction.device is not None
+    assert prediction.served is not None
     _print_figures(prediction)
-    _print_moment("allocated", prediction.device, prediction.device.peak_at, own)
-    _print_moment("reserved", prediction.device, prediction.device.reserved_at, own)
+    _print_moment("allocated", prediction.trace, prediction.served.peak_at, own)
+    _print_moment("reserved", prediction.trace, prediction.served.reserved_at, own)
 
 
 def _print_figures(prediction: Prediction) -> None:
@@ -49,23 +49,29 @@ def _print_figures(prediction: Prediction) -> None:
     assert figures.peak_reserved_bytes is not None
     for name in ("activation_peak_bytes", "saved_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
         print(f"{name.removesuffix('_bytes').replace('_', ' '):20s} {getattr(figures, name) / MIB:10,.1f} MiB")
+    if prediction.unmeasured:
+        largest = prediction.largest
+        assert largest.peak_allocated_bytes is not None
+        print(
+            f"{len(prediction.unmeasured)} workspaces of convolutions were never measured and are left out; "
+            f"upper bound of the peak allocated {largest.peak_allocated_bytes / MIB:,.1f} MiB"
+        )
     print(f"{'reserved / allocated':20s} {figures.peak_reserved_bytes / figures.peak_allocated_bytes:10.3f}")
 
 
-def _print_moment(what: str, device: SimulatedDevice, at: int, own: argparse.Namespace) -> None:
-    trace = device.trace
+def _print_moment(what: str, trace: Trace, at: int, own: argparse.Namespace) -> None:
     segments = segments_after(trace, at, expandable_segments=own.expandable_segments)
     free_bytes = sum(segment.free_bytes for segment in segments)
     print(f"\nAt the peak {what}: event {at} of {len(trace.events)}, after {trace.origins[trace.events[at].number]}")
     print(f"{len(segments)} segments, {free_bytes / MIB:,.1f} MiB of them free")
     for segment in sorted(segments, key=lambda segment: -segment.size_bytes):
         if segment.size_bytes > 2 * MIB:
-            _print_segment(segment, device, own.lines)
+            _print_segment(segment, trace, own.lines)
     small = [segment for segment in segments if segment.size_bytes <= 2 * MIB]
     print(f"  {len(small)} of 2 MiB, {sum(s.free_bytes for s in small) / MIB:,.1f} MiB of them free")
 
 
-def _print_segment(segment: SegmentView, device: SimulatedDevice, lines: int) -> None:
+def _print_segment(segment: SegmentView, trace: Trace, lines: int) -> None:
     largest_free = max((block.size_bytes for block in segment.blocks if block.owner is None), default=0)
     print(
         f"  segment {segment.number}: {segment.size_bytes / MIB:,.1f} MiB, {segment.free_bytes / MIB:,.1f} MiB free "
@@ -75,7 +81,7 @@ def _print_segment(segment: SegmentView, device: SimulatedDevice, lines: int) ->
     counts: Counter[str] = Counter()
     for block in segment.blocks:
         if block.owner is not None:
-            origin = str(device.trace.origins[block.owner])
+            origin = str(trace.origins[block.owner])
             sizes[origin] += block.size_bytes
             counts[origin] += 1
     for origin, size_bytes in sizes.most_common(lines):

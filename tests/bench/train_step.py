@@ -14,9 +14,7 @@ filled in elsewhere:
 
 import argparse
 import csv
-import datetime
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import Any
 
 import rivals
 import torch
+from provenance import provenance
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -212,22 +211,6 @@ def _profiled(
     del step
     clean(DEVICE)
     return seconds, len(kernels)
-
-
-def provenance() -> dict[str, str]:
-    """What a figure must name to be worth anything."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU",
-        "torch": torch.__version__,
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,11 +85,11 @@ def test_densenet_bc_100_with_memopt_reserves_what_was_measured(
 
 
 def test_recording_forward_is_no_memory_of_the_step() -> None:
-    x = (torch.empty(64, 3, 32, 32, device="meta"),)
-    prediction = predict(lambda: DenseNet(depth=22), x, apply=memopt.apply)
-    figures = prediction.figures
-    # Held to the step's own peak also by the first step, in which the model is recorded.
-    assert figures.peak_reserved_bytes < 1.5 * figures.peak_allocated_bytes
+    x = (torch.empty(16, 3, 32, 32, device="meta"),)
+    origins = predict(lambda: DenseNet(depth=16), x, apply=memopt.apply).trace.origins
+    files = {Path(origin.code.co_filename).parent.name for origin in origins if origin.code is not None}
+    assert "ops" in files  # of the runtime
+    assert "capture" not in files
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -98,8 +99,8 @@ def test_a_gradient_that_lies_otherwise_is_copied_by_cuda(layout: torch.memory_f
             weights = torch.empty(16, 64, 32, 32).to(memory_format=layout)
             return (F.avg_pool2d(super().forward(x), 2) * weights).sum()
 
-    device = predict(lambda: Pooling(3, 64, 3, padding=1), (torch.empty(16, 3, 64, 64),)).device
-    copies = [o for o in device.trace.origins if str(o) == "gradient copied by aten.avg_pool2d_backward.default"]
+    trace = predict(lambda: Pooling(3, 64, 3, padding=1), (torch.empty(16, 3, 64, 64),)).trace
+    copies = [o for o in trace.origins if str(o) == "gradient copied by aten.avg_pool2d_backward.default"]
     assert len(copies) == (4 if layout is torch.channels_last else 0)  # one a step
 
 

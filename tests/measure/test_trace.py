@@ -9,11 +9,21 @@ def test_a_replayed_trace_has_the_figures_of_the_device_that_recorded_it() -> No
     device.free(first)
     device.allocate(12 * MIB, Origin("c"))
     allocator = CachingAllocator()
-    assert list(replay(device.trace, allocator)) == [0, 1, 2, 3]
+    deltas = [30 * MIB, MIB, -30 * MIB, 12 * MIB]
+    assert list(replay(device.trace, allocator)) == list(enumerate(deltas))
     assert allocator.allocated_bytes == device.current_bytes == 13 * MIB
     assert allocator.peak_allocated_bytes == device.peak_bytes == 31 * MIB
-    assert allocator.reserved_bytes == device.peak_reserved_bytes == 32 * MIB
-    assert (device.peak_at, device.reserved_at) == (1, 1)
+    assert allocator.reserved_bytes == 32 * MIB
+
+
+def test_a_request_that_may_not_be_made_is_served_on_demand_only() -> None:
+    device = SimulatedDevice()
+    device.might_allocate(30 * MIB, Origin("workspace"))
+    device.allocate(MIB, Origin("a"))
+    assert device.peak_bytes == MIB
+    allocator = CachingAllocator()
+    list(replay(device.trace, allocator, bounds=True))
+    assert (allocator.reserved_bytes, allocator.allocated_bytes) == (32 * MIB, MIB)
 
 
 def test_segments_at_a_moment_name_the_requests_that_live_there() -> None:

@@ -34,8 +34,11 @@ def test_schema_1(comparison: Comparison) -> None:
     assert len(document["chains"]["rejected"]) == 5
     assert document["chains"]["rejected"][0].items() >= {"node": "cat_2_5"}.items()
     assert document["chains"]["rejected"][0]["reason"].startswith("the concatenated tensor")
-    for figures in (document["before"], document["after"], *document["predicted"].values()):
-        assert isinstance(figures, str) or figures.keys() == FIGURES
+    predicted = document["predicted"]
+    for figures in (document["before"], document["after"], predicted["before"], predicted["after"]):
+        assert figures.keys() == FIGURES
+    assert predicted["target"] == "GPU"
+    assert predicted["peak_by_category"] == {"before": None, "after": None}
     assert document["before"]["activation_peak_bytes"] == 2239201280
     assert document["after"]["step_seconds"] == 0.7312
     assert document["after"]["timed_steps"] == 2

@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 
-from memopt.measure import Equivalence, StepFigures
+from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
 from memopt.report.rows import (
     BlockRow,
     FigureRow,
     RejectionRow,
     block_rows,
+    category_rows,
     equivalence_line,
     figure_rows,
     first_names,
@@ -139,3 +140,16 @@ def test_lists_are_cut() -> None:
     assert first_names(["a", "b", "c"]) == "a, b, c"
     assert first_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert shape_text((64, 3, 32, 32)) == "64x3x32x32"
+
+
+def test_the_categories_of_a_predicted_peak() -> None:
+    def line(**sizes_mib: int) -> Timeline:
+        return Timeline((tuple(sizes_mib.get(name, 0) * MIB for name in CATEGORIES),), (), 0, ())
+
+    assert category_rows(line(activations=400, scratch=5), line(activations=100, arenas=20)) == (
+        FigureRow("arenas", "0.0 MiB", "20.0 MiB", "—"),
+        FigureRow("activations", "400.0 MiB", "100.0 MiB", "0.250 ×"),
+        FigureRow("scratch", "5.00 MiB", "0.0 MiB", "0.000 ×"),
+    )
+    assert category_rows(line(scratch=5), None) == (FigureRow("scratch", "5.00 MiB", "—", "—"),)
+    assert category_rows(None, None) == ()

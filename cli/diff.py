@@ -1,0 +1,110 @@
+"""`memopt diff`: JSON reports side by side, to judge a change by."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from memopt.report import print_table
+
+from .errors import CommandError
+
+MIB = 2**20
+DONE, ABOVE = 0, 1
+# Where a report keeps figures, and how a row calls them.
+_PLACES = {"measured": (), "predicted": ("predicted",)}
+_FIGURES = (
+    "activation_peak_bytes",
+    "saved_bytes",
+    "retained_bytes",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "step_seconds",
+)
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Run the command: 1 where a figure after memopt is above the first report's by more than was allowed."""
+    if len(options.reports) < 2:
+        raise CommandError("diff compares reports, and one was given. Name two or more files of optimize --json.")
+    if options.fail_above is not None and not options.fail_above > 0:
+        raise CommandError(f"--fail-above {options.fail_above:g} is no ratio. Give a number above 0, such as 1.05.")
+    documents = [_read(path) for path in options.reports]
+    rows, worst = [], []
+    for source, place in _PLACES.items():
+        for when in ("before", "after"):
+            for figure in _FIGURES:
+                values = [_figure(document, (*place, when), figure) for document in documents]
+                if any(value is not None for value in values):
+                    ratios = [_ratio(values[0], value) for value in values[1:]]
+                    rows.append(_row(f"{source} {when}", figure, values, ratios))
+                    if when == "after":
+                        worst += [(ratio, f"{source} {_name(figure)}") for ratio in ratios if ratio is not None]
+    rows += _states(documents)
+    failed = _failures(documents, worst, options.fail_above)
+    heads = ("", "figure", *(Path(path).name for path in options.reports), *["ratio"] * (len(documents) - 1))
+    print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout)
+    return ABOVE if failed else DONE
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path} cannot be read as a report: {error}. Name a file of optimize --json.") from error
+    if not isinstance(document, dict) or "after" not in document:
+        raise CommandError(f"{path} is no report of memopt. Name a file of optimize --json.")
+    return document
+
+
+def _figure(document: dict[str, Any], place: tuple[str, ...], figure: str) -> float | None:
+    found: Any = document
+    for key in (*place, figure):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int | float) else None
+
+
+def _ratio(first: float | None, other: float | None) -> float | None:
+    if first is None or other is None:
+        return None
+    if first == 0:
+        return 1.0 if other == 0 else float("inf")
+    return other / first
+
+
+def _row(place: str, figure: str, values: list[float | None], ratios: list[float | None]) -> list[str]:
+    def text(value: float | None) -> str:
+        if value is None:
+            return "—"
+        return f"{value * 1e3:,.1f} ms" if figure == "step_seconds" else f"{value / MIB:,.1f} MiB"
+
+    shown = ["—" if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
+    return [place, _name(figure), *map(text, values), *shown]
+
+
+def _name(figure: str) -> str:
+    return figure.rpartition("_")[0].replace("_", " ") if figure != "step_seconds" else "step time"
+
+
+def _states(documents: list[dict[str, Any]]) -> list[list[str]]:
+    """What is no figure, but may have changed."""
+    blank = [""] * (len(documents) - 1)
+    chains = [f"{d.get('chains', {}).get('rewritten')} of {d.get('chains', {}).get('found')}" for d in documents]
+    equal = ["yes" if d.get("equivalence", {}).get("passed") else "no" for d in documents]
+    return [["", "chains rewritten", *chains, *blank], ["", "equivalent", *equal, *blank]]
+
+
+def _failures(
+    documents: list[dict[str, Any]], worst: list[tuple[float, str]], fail_above: float | None
+) -> tuple[str, ...]:
+    if fail_above is None:
+        return ()
+    failed = [f"{name} is {ratio:.3f} × the first report's." for ratio, name in worst if ratio > fail_above]
+    rewritten = [d.get("chains", {}).get("rewritten", 0) for d in documents]
+    failed += ["Fewer chains are rewritten."] if min(rewritten) < rewritten[0] else []
+    if any(not d.get("equivalence", {}).get("passed") for d in documents[1:]):
+        failed.append("A report says that the model is not equivalent.")
+    if any(d.get("after", {}).get("out_of_memory") for d in documents[1:]):
+        failed.append("A report's step ran out of memory.")
+    return tuple(f"Above {fail_above:g}: {text}" for text in failed)

@@ -1,0 +1,84 @@
+"""What `limits` and `sweep` set beside one another: the naive model, memopt's levels, and whatever else is named."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+import memopt
+from memopt.config import Recompute
+from memopt.measure import PredictionError, StepFigures, measure_step
+from memopt.measure.memory import leave
+from memopt.measure.predict import predict_step
+
+from .errors import CommandError
+from .job import Job
+from .target import load_function
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to run the model: its name, what is done to the model, what undoes it."""
+
+    label: str
+    apply: Callable[[nn.Module], nn.Module]
+    remove: Callable[[nn.Module], nn.Module] = leave
+
+
+NAIVE = Variant("naive", leave)
+
+
+def memopt_variant(config: memopt.Config, label: str) -> Variant:
+    """memopt as it would be on a GPU, where "auto" means fused kernels."""
+    on_gpu = replace(config, numerics="fast") if config.numerics == "auto" else config
+    return Variant(label, lambda model: memopt.apply(model, config=on_gpu), memopt.remove)
+
+
+def levels(config: memopt.Config) -> tuple[Variant, ...]:
+    """memopt at the level asked for, or at each."""
+    chosen: tuple[Recompute, ...] = ("concat", "layer") if config.recompute == "auto" else (config.recompute,)
+    return tuple(memopt_variant(replace(config, recompute=level), f"memopt {level}") for level in chosen)
+
+
+def other_variants(texts: Sequence[str]) -> tuple[Variant, ...]:
+    """Variants written LABEL=path/file.py:function, the function taking and returning a model.
+
+    Raises:
+        CommandError: one does not parse, or names no function.
+    """
+    found = []
+    for text in texts:
+        label, equals, place = text.partition("=")
+        if not equals or not label:
+            raise CommandError(f"--also {text!r} does not parse. Write LABEL=path/file.py:function.")
+        found.append(Variant(label, load_function(place)))
+    return tuple(found)
+
+
+def with_batch(job: Job, batch: int) -> Job:
+    """The job with inputs of another batch size, without data."""
+    return replace(job, inputs=tuple(x.new_empty((batch, *x.shape[1:]), device="meta") for x in job.inputs))
+
+
+def predicted(job: Job, variant: Variant) -> StepFigures:
+    """Predicted figures of a variant.
+
+    Raises:
+        CommandError: it cannot be predicted.
+    """
+    try:
+        return predict_step(job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove)
+    except PredictionError as error:
+        raise CommandError(f"{variant.label}: {error}") from error
+
+
+def measured(job: Job, variant: Variant, device: torch.device, **options: Any) -> StepFigures:
+    """Figures of a variant, measured on a device."""
+    inputs = tuple(torch.randn(x.shape, dtype=x.dtype) for x in job.inputs)
+
+    def make() -> nn.Module:
+        return variant.apply(job.make_model().to(device))
+
+    return measure_step(make, inputs, device, amp=job.amp, remove=variant.remove, **options)

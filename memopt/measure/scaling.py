@@ -1,0 +1,87 @@
+"""How memory grows: the largest size that fits, and the exponent of growth."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+# Never try a size more than this many times the largest that is known to fit: the next guess is better.
+GROWTH = 8.0
+
+
+def largest_fitting(cost: Callable[[int], float], limit: float, start: int, tolerance: float = 0.0) -> int | None:
+    """The largest whole number x ≥ 1 with cost(x) ≤ limit, for a cost that grows with x; None if not even 1 fits.
+
+    Guesses by drawing a straight line through what is known, which is exact for memory over batch size.
+
+    Args:
+        cost: expensive; called once for each x.
+        limit: of the cost.
+        start: the first guess.
+        tolerance: share of x by which the result may be too small.
+    """
+    costs: dict[int, float] = {}
+
+    def fits(x: int) -> bool:
+        costs[x] = cost(x)
+        return costs[x] <= limit
+
+    low, high = 0, 0
+    guess = max(start, 1)
+    while True:
+        if fits(guess):
+            low = guess
+        else:
+            high = guess
+        if high and (high - low == 1 or high - low <= tolerance * low):
+            return low or None
+        guess = _next(costs, limit, low, high)
+
+
+def _next(costs: dict[int, float], limit: float, low: int, high: int) -> int:
+    """A number to try: above `low`, which fits (0: nothing is known to), and below `high`, which does not (0: none)."""
+    if not low:
+        return high // 2
+    others = [x for x in costs if x != low]
+    nearest = high or max(others, default=0)
+    if nearest and costs[nearest] != costs[low]:
+        slope = (costs[nearest] - costs[low]) / (nearest - low)
+        guess = low + int((limit - costs[low]) / slope)
+    else:
+        guess = 2 * low
+    if high:
+        return min(max(guess, low + max(1, (high - low) // 8)), high - 1)
+    # Past the guess by a little: the answer is then enclosed.
+    return min(max(guess + 1, low + 1), int(GROWTH * low) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponent:
+    """y grows like x to the power of `value`, within `error` (one standard error of the fit; nan from two points)."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
+
+
+def fitted_exponent(points: Sequence[tuple[float, float]]) -> Exponent | None:
+    """Slope of a straight line through log y over log x, by least squares.
+
+    Args:
+        points: (x, y), both above 0.
+
+    Returns:
+        None for fewer than two different x.
+    """
+    logs = [(math.log(x), math.log(y)) for x, y in points]
+    count = len(logs)
+    if len({x for x, _ in logs}) < 2:
+        return None
+    mean_x, mean_y = (sum(values) / count for values in zip(*logs, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in logs)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+    if count == 2:
+        return Exponent(slope, math.nan)
+    left = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in logs)
+    return Exponent(slope, math.sqrt(left / (count - 2) / spread))

@@ -1,0 +1,139 @@
+"""Pictures: memory over a step, and memory over whatever a sweep varied. The only importer of matplotlib."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memopt.measure import CATEGORIES, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIB = 2**20
+HOLDINGS_SHOWN = 6
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; grey for what no choice of memopt's changes.
+_COLOURS = {
+    "parameters": "#999999",
+    "optimizer state": "#bbbbbb",
+    "gradients": "#CC79A7",
+    "workspaces": "#dddddd",
+    "arenas": "#009E73",
+    "activations": "#0072B2",
+    "scratch": "#E69F00",
+}
+_LINES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vP"
+
+
+class PictureError(Exception):
+    """A picture cannot be drawn; the message says why and what to do."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches.
+
+    Raises:
+        PictureError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PictureError(
+            "Pictures are drawn by matplotlib, which is not installed. Install it with pip install 'memopt[plot]'."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def timeline_figure(lines: Mapping[str, Timeline]) -> "Figure":
+    """Allocated memory over one step, stacked by category, a panel for each line, all to one scale.
+
+    Args:
+        lines: by title, "before" and "after".
+
+    Raises:
+        PictureError: matplotlib is not installed.
+    """
+    figure = new_figure(5.6 * len(lines), 5.2)
+    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    for panel, (title, line) in zip(panels, lines.items(), strict=True):
+        _draw_timeline(panel, title, line)
+    panels[0].set_ylabel("allocated (MiB)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_timeline(panel: Any, title: str, line: Timeline) -> None:
+    xs = range(len(line.moments))
+    columns = [[moment[place] / MIB for moment in line.moments] for place in range(len(CATEGORIES))]
+    panel.stackplot(xs, columns, labels=CATEGORIES, colors=[_COLOURS[name] for name in CATEGORIES], linewidth=0)
+    peak = line.peak_bytes / MIB
+    panel.axhline(peak, color="black", linewidth=0.6, linestyle=":")
+    panel.plot([line.peak_at], [peak], marker="v", color="black", markersize=6)
+    panel.set_title(f"{title}: peak {peak:,.0f} MiB", loc="left", fontsize=10)
+    panel.set_xlim(0, len(line.moments) - 1)
+    panel.set_ylim(bottom=0)
+    panel.set_xticks([at for _, at in line.phases], [name for name, _ in line.phases], ha="left", fontsize=8)
+    panel.grid(axis="x", color="black", alpha=0.25, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    alive = "\n".join(
+        f"{holding.size_bytes / MIB:9,.1f} MiB  {_short(holding.origin)}" for holding in line.holdings[:HOLDINGS_SHOWN]
+    )
+    panel.set_xlabel(f"alive at the peak, the largest:\n{alive}", fontsize=7, family="monospace", loc="left")
+
+
+def _short(origin: str) -> str:
+    return origin if len(origin) <= 62 else f"{origin[:60]}…"
+
+
+def lines_figure(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    limit: tuple[str, float] | None = None,
+) -> "Figure":
+    """One line for each variant on logarithmic axes.
+
+    Args:
+        lines: points by label.
+        x_label, y_label: what the axes show.
+        limit: label and height of a level to mark.
+
+    Raises:
+        PictureError: matplotlib is not installed.
+    """
+    figure = new_figure(6.4, 4.4)
+    panel: Any = figure.subplots()
+    for (label, points), colour, marker in zip(lines.items(), _LINES, _MARKERS, strict=False):
+        panel.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
+    if limit is not None:
+        panel.axhline(limit[1], color="black", linewidth=0.8, linestyle=":", label=limit[0])
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    xs = sorted({x for points in lines.values() for x, _ in points})
+    panel.set_xticks(xs, [f"{x:g}" for x in xs], fontsize=8)
+    panel.minorticks_off()
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.grid(alpha=0.3, which="both")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure; the suffix says as what: .svg or .png."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def as_svg(figure: "Figure") -> str:
+    """A figure as an <svg> element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,85 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memopt_cli.main import main
+
+MIB = 2**20
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Write:
+    def report(name: str, peak_mib: float = 100.0, **changes: Any) -> str:
+        figures = {"activation_peak_bytes": int(peak_mib * MIB), "step_seconds": 0.5, "out_of_memory": False}
+        document = {
+            "chains": {"found": 3, "rewritten": 3},
+            "equivalence": {"passed": True},
+            "before": {"activation_peak_bytes": 400 * MIB},
+            "after": figures,
+            "predicted": {"after": {"peak_reserved_bytes": int(2 * peak_mib * MIB)}},
+            **changes,
+        }
+        path = tmp_path / name
+        path.write_text(json.dumps(document))
+        return str(path)
+
+    return report
+
+
+def test_reports_stand_side_by_side(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", report("a.json"), report("b.json", 110.0)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "measured after activation peak 100.0 MiB 110.0 MiB 1.100 ×" in lines
+    assert "measured before activation peak 400.0 MiB 400.0 MiB 1.000 ×" in lines
+    assert "predicted after peak reserved 200.0 MiB 220.0 MiB 1.100 ×" in lines
+    assert "measured after step time 500.0 ms 500.0 ms 1.000 ×" in lines
+
+
+@pytest.mark.parametrize(("peak_mib", "status"), [(104.9, 0), (105.1, 1), (50.0, 0)])
+def test_growth_above_the_ratio_fails(
+    report: Write, capsys: pytest.CaptureFixture[str], peak_mib: float, status: int
+) -> None:
+    assert main(["diff", report("a.json"), report("b.json", peak_mib), "--fail-above", "1.05"]) == status
+    assert ("Above 1.05: measured activation peak is 1.051 ×" in capsys.readouterr().out) == (status == 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chains": {"found": 3, "rewritten": 2}}, "Fewer chains"),
+        ({"equivalence": {"passed": False}}, "not equivalent"),
+        ({"after": {"out_of_memory": True}}, "ran out of memory"),
+    ],
+)
+def test_what_is_no_figure_fails_too(
+    report: Write, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    assert main(["diff", report("a.json"), report("b.json", **changes), "--fail-above", "1.05"]) == 1
+    assert words in capsys.readouterr().out
+
+
+def test_a_third_report_is_compared_to_the_first(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [report("a.json"), report("b.json", 110.0), report("c.json", 90.0)]
+    assert main(["diff", *paths, "--fail-above", "1.05"]) == 1
+    assert "1.100 ×   0.900 ×" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "cannot be read"), ("[]", "is no report"), ("{}", "is no report")]
+)
+def test_what_is_no_report(
+    report: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    assert main(["diff", report("a.json"), str(tmp_path / "bad.json")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_one_report_and_bad_ratios_are_refused(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", report("a.json")]) == 2
+    assert "two or more" in capsys.readouterr().err
+    assert main(["diff", report("a.json"), report("b.json"), "--fail-above", "0"]) == 2
+    assert "1.05" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+from memopt_cli.main import main
+
+
+def test_a_page_and_pictures_are_written(tiny: str, tmp_path: Path) -> None:
+    page, picture = tmp_path / "report.html", tmp_path / "step.png"
+    command = ["optimize", f"{tiny}:Tiny", "--batch-size", "4", "--quiet", "--device", "cpu"]
+    assert main([*command, "--html", str(page), "--timeline", str(picture)]) == 0
+    assert "Allocated memory over one step" in page.read_text()
+    assert "Training step, predicted for a GPU" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--timeline", "step.pdf"], "End it in .html, .svg, .png"),
+        (["--timeline", "/nowhere/step.svg"], "--timeline /nowhere/step.svg cannot be written"),
+        (["--html", "/nowhere/report.html"], "--html /nowhere/report.html cannot be written"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_before_the_work(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str], words: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["optimize", f"{tiny}:nothing", *options]) == 2
+    assert words in capsys.readouterr().err

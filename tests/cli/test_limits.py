@@ -1,0 +1,73 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from memopt_cli.main import main
+
+from memopt.measure.predict import predict_step
+
+DEEP = """
+import torch
+from torch import nn
+
+
+class Deep(nn.Module):
+    def __init__(self, depth=6, width=64):
+        super().__init__()
+        if depth % 3:
+            raise ValueError("depth is a multiple of 3")
+        self.layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+"""
+
+
+def answers(text: str) -> dict[tuple[str, str], str]:
+    """Size by question and variant."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["largest"]:
+            question = "batch size" if words[1] == "batch" else words[1]
+            variant = next(v for v in ("naive", "memopt concat", "memopt layer") if v in line)
+            found[question, variant] = line.partition(variant)[2].split()[0].replace(",", "")
+    return found
+
+
+def test_the_largest_batch_and_depth_fit_and_the_next_do_not(
+    write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write("deep.py", DEEP)
+    command = ["limits", f"{path}:Deep", "--batch-size", "4096", "--memory", "100MiB", "--recompute", "layer"]
+    assert main(command) == 0
+    found = answers(capsys.readouterr().out)
+    namespace: dict[str, type[torch.nn.Module]] = {}
+    exec(DEEP, namespace)
+
+    def reserved(batch: int, depth: int) -> int:
+        x = (torch.empty(batch, 64, device="meta"),)
+        return predict_step(lambda: namespace["Deep"](depth), x).peak_reserved_bytes or 0
+
+    batch, depth = int(found["batch size", "naive"]), int(found["depth", "naive"])
+    assert reserved(batch, 6) <= 100 * 2**20 < reserved(batch + 1, 6)
+    assert depth % 3 == 0
+    assert reserved(4096, depth) <= 100 * 2**20 < reserved(4096, depth + 3)
+
+
+def test_memopt_allows_a_larger_batch(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["limits", f"{tiny}:Tiny", "--arg", "layers=8", "--memory", "200MiB"]) == 0
+    found = {variant: int(size) for (_, variant), size in answers(capsys.readouterr().out).items()}
+    assert found["memopt layer"] > 1.5 * found["naive"]
+
+
+def test_where_nothing_fits(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["limits", f"{tiny}:Tiny", "--memory", "10MiB", "--recompute", "layer"]) == 0
+    assert answers(capsys.readouterr().out)["batch size", "naive"] == "none"
+
+
+def test_the_memory_must_be_a_size(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["limits", f"{tiny}:Tiny", "--memory", "much"]) == 2
+    assert "is not a size" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+import pytest
+from memopt_cli.errors import CommandError
+from memopt_cli.sizes import is_range, parse_range, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("12GiB", 12 * 2**30), ("1.5 MiB", 3 * 2**19), ("16GB", 16 * 10**9), ("512", 512), ("2kib", 2048)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text, "--memory") == expected
+
+
+@pytest.mark.parametrize("text", ["", "12 potatoes", "-3GiB", "0GiB", "GiB", "1e3MiB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(CommandError, match=r"--memory .* is not a size.*12GiB"):
+        parse_size(text, "--memory")
+
+
+def test_ranges() -> None:
+    assert parse_range("40:400:120", "--depth") == (40, 160, 280, 400)
+    assert parse_range("1:4:2", "--depth") == (1, 3)
+    assert is_range("1:2:3")
+    assert not is_range("1:2")
+
+
+@pytest.mark.parametrize("text", ["40", "40:400", "40:400:0", "400:40:60", "40:41:60", "0:10:5", "a:b:c"])
+def test_what_is_no_range(text: str) -> None:
+    with pytest.raises(CommandError, match=r"--depth .* is not a range"):
+        parse_range(text, "--depth")

@@ -1,0 +1,71 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+from memopt_cli.main import main
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_over_an_argument(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "picture"
+    command = ["sweep", f"{tiny}:Tiny", "--arg", "layers=4:12:4", "--arg", "growth=8", "--batch-size", "8"]
+    assert main([*command, "--out", str(out), "--recompute", "layer"]) == 0
+    found = rows(out.with_suffix(".csv"))
+    assert [(row["value"], row["variant"]) for row in found] == [
+        (value, variant) for value in ("4", "8", "12") for variant in ("naive", "memopt")
+    ]
+    assert {(row["variable"], row["source"]) for row in found} == {("layers", "predicted")}
+    naive = [int(row["activation_peak_bytes"]) for row in found if row["variant"] == "naive"]
+    assert naive == sorted(naive)
+    text = capsys.readouterr().out
+    slope = math.log(naive[2] / naive[0]) / math.log(3)
+    stated = float(text.partition("naive: the activation peak grows with layers to the power ")[2][:4])
+    assert stated == pytest.approx(slope, abs=0.05)
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in out.with_suffix(".svg").read_text()
+
+
+def test_a_sweep_over_the_batch_size_is_linear(tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "batch"
+    assert main(["sweep", f"{tiny}:Tiny", "--batch-size", "16:48:16", "--out", str(out), "--levels"]) == 0
+    found = rows(out.with_suffix(".csv"))
+    assert {row["variant"] for row in found} == {"naive", "memopt concat", "memopt layer"}
+    naive = [int(row["activation_peak_bytes"]) for row in found if row["variant"] == "naive"]
+    assert naive[2] / naive[0] == pytest.approx(3, rel=0.05)
+
+
+def test_a_function_of_the_users_is_one_more_variant(tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "also"
+    (tmp_path / "rival.py").write_text("def same(model):\n    return model\n")
+    command = ["sweep", f"{tiny}:Tiny", "--batch-size", "2:4:2", "--out", str(out)]
+    assert main([*command, "--also", f"same={tmp_path}/rival.py:same"]) == 0
+    by_variant = {
+        name: [row["peak_reserved_bytes"] for row in rows(out.with_suffix(".csv")) if row["variant"] == name]
+        for name in ("naive", "same")
+    }
+    assert by_variant["naive"] == by_variant["same"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "varies one thing, not 0"),
+        (["--arg", "layers=1:3:1", "--batch-size", "2:4:2"], "varies one thing, not 2"),
+        (["--arg", "layers=3:1:1"], "is not a range"),
+        (["--batch-size", "2:4:2", "--measure"], "needs a CUDA device"),
+        (["--batch-size", "2:4:2", "--also", "x"], "LABEL="),
+        (["--batch-size", "many", "--arg", "layers=1:3:1"], "neither a whole number"),
+        (["--batch-size", "2:4:2", "--out", "/nowhere/x"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_swept(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    defaults = [] if "--out" in options else ["--out", str(tmp_path / "none")]
+    assert main(["sweep", f"{tiny}:Tiny", "--device", "cpu", *defaults, *options]) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from memopt.measure import workspaces
+from memopt.measure.predict import predict
+from memopt.measure.trace import BACKWARD_BEGINS
+from memopt.measure.workspaces import ConvolutionCall, as_row, convolution_calls, measured
+
+aten = torch.ops.aten
+X = (torch.empty(8, 3, 64, 64, device="meta"),)
+FORWARD = ConvolutionCall("forward", "float32", "contiguous", "8x3x64x64", "16x3x3x3", "1x1", "1x1", "1x1", "1")
+RESULT_BYTES, INPUT_BYTES, WEIGHT_BYTES = 8 * 16 * 64 * 64 * 4, 8 * 3 * 64 * 64 * 4, 16 * 27 * 4
+
+
+def make() -> nn.Module:
+    return nn.Conv2d(3, 16, 3, padding=1, bias=False)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def table(size_bytes: str) -> None:
+        row = as_row(FORWARD) | {"workspace_bytes": size_bytes}
+        path = tmp_path / "table.csv"
+        path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+        monkeypatch.setattr(workspaces, "TABLE", path)
+        measured.cache_clear()
+
+    yield table
+    measured.cache_clear()
+
+
+def test_a_convolution_is_known_by_all_that_its_workspace_may_depend_on() -> None:
+    x, weight = torch.empty(*X[0].shape), torch.empty(16, 3, 3, 3)
+    settings = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    ((call, bound),) = convolution_calls(aten.convolution.default, (x, weight, *settings))
+    assert (call, bound) == (FORWARD, INPUT_BYTES + WEIGHT_BYTES + RESULT_BYTES)
+    last = x.to(memory_format=torch.channels_last)
+    ((call, _),) = convolution_calls(aten.convolution.default, (last, weight, *settings))
+    assert call.layout == "channels_last"
+    transposed = (None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1)
+    assert convolution_calls(aten.convolution.default, (x, weight, *transposed)) == ()
+    assert convolution_calls(aten.mm.default, (x, weight)) == ()
+    assert convolution_calls(aten.convolution.default, (x[:0], weight, *settings)) == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "operations"),
+    [
+        ((True, True, False), ["data gradient", "weight gradient"]),
+        ((False, True, True), ["weight gradient"]),
+        ((True, False, False), ["data gradient"]),
+    ],
+)
+def test_backward_makes_the_passes_that_are_wanted(mask: tuple[bool, ...], operations: list[str]) -> None:
+    x, weight, grad = torch.empty(8, 3, 64, 64), torch.empty(16, 3, 3, 3), torch.empty(8, 16, 64, 64)
+    args = (grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
+    calls = convolution_calls(aten.convolution_backward.default, args)
+    assert [call.operation for call, _ in calls] == operations
+    assert all(bound == INPUT_BYTES + WEIGHT_BYTES + RESULT_BYTES for _, bound in calls)
+
+
+def test_what_was_measured_is_taken_and_given_back(table) -> None:
+    table(str(100 * 2**20))
+    prediction = predict(make, X)
+    # Forward's workspace, while nothing but the batch and the result is there.
+    step_bytes = INPUT_BYTES + RESULT_BYTES + 100 * 2**20
+    assert prediction.figures.peak_allocated_bytes == pytest.approx(step_bytes, rel=0.01)
+    assert prediction.figures.saved_bytes < 2 * RESULT_BYTES
+    assert FORWARD not in prediction.unmeasured
+    assert {call.operation for call in prediction.unmeasured} == {"weight gradient"}
+
+
+def test_without_a_measurement_there_is_a_bound_beside_the_prediction(table) -> None:
+    table("")
+    prediction = predict(make, X)
+    assert FORWARD in prediction.unmeasured
+    more_bytes = prediction.largest.peak_allocated_bytes - prediction.figures.peak_allocated_bytes
+    assert 0 < more_bytes <= INPUT_BYTES + WEIGHT_BYTES + RESULT_BYTES + 512
+    assert prediction.largest.activation_peak_bytes == prediction.figures.activation_peak_bytes + more_bytes
+
+
+def test_a_workspace_of_nothing_is_known_too(table) -> None:
+    table("0")
+    prediction = predict(make, X)
+    assert FORWARD not in prediction.unmeasured
+    assert "workspace of forward" not in map(str, prediction.trace.origins)
+    assert any(name == BACKWARD_BEGINS for name, _ in prediction.trace.marks)
+
+
+def test_the_committed_table_is_read() -> None:
+    measured.cache_clear()
+    assert all(size >= 0 for size in measured().values())

@@ -1,0 +1,52 @@
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memopt.measure import CATEGORIES, Holding, Timeline
+from memopt.report.pictures import PictureError, as_svg, lines_figure, new_figure, save_figure, timeline_figure
+
+MIB = 2**20
+
+
+def line(*totals_mib: int) -> Timeline:
+    moments = tuple(tuple(total * MIB if name == "scratch" else 0 for name in CATEGORIES) for total in totals_mib)
+    at = totals_mib.index(max(totals_mib))
+    return Timeline(
+        moments, (("forward", 0), ("backward", 1)), at, (Holding("scratch", "op", 1, max(totals_mib) * MIB),)
+    )
+
+
+def test_both_panels_have_one_scale_and_mark_their_peaks() -> None:
+    panels = timeline_figure({"before": line(1, 900, 3), "after": line(1, 2, 90, 4)}).axes
+    assert [panel.get_title("left") for panel in panels] == ["before: peak 900 MiB", "after: peak 90 MiB"]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    marked = [panel.lines[-1].get_xydata().tolist() for panel in panels]
+    assert marked == [[[1.0, 900.0]], [[2.0, 90.0]]]
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["forward", "backward"]
+    assert "op" in panels[0].get_xlabel()
+
+
+def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
+    figure = lines_figure({"naive": [(40, 500.0), (100, 2000.0)]}, x_label="depth", y_label="MiB", limit=("card", 12e3))
+    save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.svg")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "a.svg").read_text()
+    assert as_svg(figure).startswith("<svg")
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["naive", "card"]
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def refusing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+    with pytest.raises(PictureError, match=r"pip install 'memopt\[plot\]'"):
+        new_figure(1, 1)
