@@ -3,8 +3,9 @@
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import lcm
 
-from memopt.runtime.tape.program import Make, Recording, Run
+from memopt.runtime.tape.program import Make, Place, Recording, Run
 
 ALIGNMENT_BYTES = 512
 """As the caching allocator aligns: kernels are compiled for addresses that are multiples of 16."""
@@ -48,8 +49,9 @@ def arrange(recording: Recording) -> Layout:
     location = {slot: (slot, 0) for slot in range(packed)}
     alone: list[int] = []
     packed_bytes = 0
-    passing: dict[int, tuple[int, int]] = {}
+    passing: dict[int, Span] = {}
     zeros: list[int] = []
+    rows = {a.place.slot: _row_bytes(a.place) for a in recording.actions if isinstance(a, Make)}
     for index, action in enumerate(recording.actions):
         for slot in _made(action):
             if slot not in used and slot not in outputs and slot not in saved:
@@ -58,64 +60,86 @@ def arrange(recording: Recording) -> Layout:
             if isinstance(action, Run) or slot in outputs or (slot in saved and sizes[slot] > SMALL_BYTES):
                 alone.append(slot)
             elif slot in saved:
-                location[slot] = (packed, packed_bytes)
-                packed_bytes += _aligned(sizes[slot])
+                location[slot] = (packed, _aligned(packed_bytes, rows[slot]))
+                packed_bytes = location[slot][1] + sizes[slot]
             elif action.zeros and sizes[slot] <= SMALL_BYTES:
                 zeros.append(slot)
             else:
-                passing[slot] = (index if action.zeros else first, last)
+                passing[slot] = Span(index if action.zeros else first, last, sizes[slot], rows[slot])
     zeroed_bytes = 0
     for slot in zeros:
-        location[slot] = (packed + 1, zeroed_bytes)
-        zeroed_bytes += _aligned(sizes[slot])
-    offsets, passing_bytes = pack({slot: (*span, sizes[slot]) for slot, span in passing.items()})
-    location.update({slot: (packed + 1, zeroed_bytes + offset) for slot, offset in offsets.items()})
+        location[slot] = (packed + 1, _aligned(zeroed_bytes, rows[slot]))
+        zeroed_bytes = location[slot][1] + sizes[slot]
+    offsets, scratch_bytes = pack(passing, start_bytes=zeroed_bytes)
+    location.update({slot: (packed + 1, offset) for slot, offset in offsets.items()})
     location.update({slot: (packed + 2 + n, 0) for n, slot in enumerate(alone)})
     last_use = {location[s][0]: used[s][1] for s in alone if s in used and s not in outputs and s not in saved}
-    return Layout(
-        location, packed, packed_bytes, zeroed_bytes + passing_bytes, zeroed_bytes, packed + 2 + len(alone), last_use
-    )
+    return Layout(location, packed, packed_bytes, scratch_bytes, zeroed_bytes, packed + 2 + len(alone), last_use)
 
 
-def pack(spans: dict[int, tuple[int, int, int]]) -> tuple[dict[int, int], int]:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tensor that passes: alive from action `first` to action `last`, both included.
+
+    Attributes:
+        row_bytes: how far apart its rows are. It begins at a multiple of that: kernels tell by a matrix's offset in
+            its storage at which column of a row it begins.
+    """
+
+    first: int
+    last: int
+    size_bytes: int
+    row_bytes: int = 1
+
+
+def pack(spans: dict[int, Span], start_bytes: int = 0) -> tuple[dict[int, int], int]:
     """Offsets in one buffer such that no two spans that overlap in time overlap there, and the buffer's size.
 
     Best fit in order of birth, into what earlier spans have left.
 
     Args:
-        spans: by name, the first and the last instant (both included) and the size in bytes.
+        spans: by name.
+        start_bytes: of the buffer, that are taken already.
     """
     ends: dict[int, list[int]] = {}
     free: list[tuple[int, int]] = []  # offset and size of gaps, in order, none touching another
     offsets: dict[int, int] = {}
-    total = 0
+    total = start_bytes
     done = 0
-    instants = sorted({last for _, last, _ in spans.values()})
-    for name in sorted(spans, key=lambda n: (spans[n][0], n)):
-        first, last, size_bytes = spans[name]
-        while done < len(instants) and instants[done] < first:
+    instants = sorted({span.last for span in spans.values()})
+    for name in sorted(spans, key=lambda n: (spans[n].first, n)):
+        span = spans[name]
+        while done < len(instants) and instants[done] < span.first:
             for dead in ends.pop(instants[done], ()):
-                _give_back(free, offsets[dead], _aligned(spans[dead][2]))
+                _give_back(free, offsets[dead], max(spans[dead].size_bytes, 1))
             done += 1
-        wanted = _aligned(size_bytes)
-        offsets[name], total = _take(free, wanted, total)
-        ends.setdefault(last, []).append(name)
+        offsets[name], total = _take(free, span, total)
+        ends.setdefault(span.last, []).append(name)
     return offsets, total
 
 
-def _take(free: list[tuple[int, int]], wanted: int, total: int) -> tuple[int, int]:
-    """An offset for `wanted` bytes, and the size of the buffer then."""
-    fitting = min(((size, offset) for offset, size in free if size >= wanted), default=None)
-    if fitting is not None:
-        size, offset = fitting
-        free.remove((offset, size))
-        if size > wanted:
-            insort(free, (offset + wanted, size - wanted))
-        return offset, total
-    if free and sum(free[-1]) == total:  # the last gap grows
-        offset, _ = free.pop()
-        return offset, offset + wanted
-    return total, total + wanted
+def _take(free: list[tuple[int, int]], span: Span, total: int) -> tuple[int, int]:
+    """An offset for a span, and the size of the buffer then."""
+    wanted = max(span.size_bytes, 1)
+
+    def waste(gap: tuple[int, int]) -> int:
+        return _aligned(gap[0], span.row_bytes) - gap[0]
+
+    fitting = min(((size, offset) for offset, size in free if size >= wanted + waste((offset, size))), default=None)
+    if fitting is None and free and sum(free[-1]) == total:  # the last gap grows
+        fitting = free[-1][::-1]
+        total = max(total, _aligned(free[-1][0], span.row_bytes) + wanted)
+    if fitting is None:
+        free.append((total, 0))
+        fitting = (0, total)
+        total = _aligned(total, span.row_bytes) + wanted
+    size, gap = fitting
+    free.remove((gap, size))
+    offset = _aligned(gap, span.row_bytes)
+    for begin, end in ((gap, offset), (offset + wanted, gap + size)):
+        if end > begin:
+            insort(free, (begin, end - begin))
+    return offset, total
 
 
 def _give_back(free: list[tuple[int, int]], offset: int, size: int) -> None:
@@ -145,5 +169,12 @@ def _made(action: Make | Run) -> Iterable[int]:
     return tuple(place.slot for place in action.made if place is not None)
 
 
-def _aligned(size_bytes: int) -> int:
-    return -(-max(size_bytes, 1) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def _row_bytes(place: Place) -> int:
+    is_matrix = len(place.size) == 2 and place.stride[0] > 0
+    return place.stride[0] * place.dtype.itemsize if is_matrix else 1
+
+
+def _aligned(offset_bytes: int, row_bytes: int) -> int:
+    """The next offset that is a multiple of a row, and of what the caching allocator aligns to."""
+    unit = lcm(ALIGNMENT_BYTES, row_bytes)
+    return -(-offset_bytes // unit) * unit

@@ -79,7 +79,7 @@ def test_passing_tensors_share_one_buffer_and_are_gone_afterwards() -> None:
             x = torch.empty_like(x).copy_(x).add_(1.0)
         return [torch.empty(1).copy_(x.view(-1)[:1])], []
 
-    inputs = [torch.zeros(1000, 1000)]
+    inputs = [torch.zeros(1000, 1024)]
     tape = taped(chain, inputs)
     with StorageTracker() as tracker:
         outputs, _ = tape.play(inputs)
@@ -96,7 +96,7 @@ def test_results_of_operators_are_let_go_after_their_last_use() -> None:
             x = x + 1.0
         return [x.sum()], []
 
-    inputs = [torch.zeros(1000, 1000)]
+    inputs = [torch.zeros(1000, 1024)]
     tape = taped(chain, inputs)
     with StorageTracker() as tracker:
         tape.play(inputs)
