@@ -147,6 +147,8 @@ class ForwardTape:
             parameters = tensors[plan.input_count :]
             tape = self._backward_tape(tuple(grads), parameters, tuple(kept), self._needs) if any(self._needs) else None
             self._reserve_bytes = 0 if tape is None else tape.scratch_bytes
+            if tape is not None and tensors[0].is_cuda and not isinstance(tensors[0], FakeTensor):
+                tape.compile()
         if self._reserve_bytes:
             tensors[0].new_empty(self._reserve_bytes, dtype=torch.uint8)
 

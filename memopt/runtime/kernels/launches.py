@@ -4,8 +4,10 @@ Triton works out at every launch which compiled variant fits its arguments. Wher
 are known to be the same again, only the addresses differ.
 """
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +46,9 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
+            if getattr(_local, "compiles_only", False):
+                self.jit.warmup(*arguments, grid=grid, **constants)
+                return
             compiled = self.jit[grid](*arguments, **constants)
             launches = getattr(_local, "launches", None)
             if launches is not None:
@@ -59,6 +64,24 @@ def kernel(function: Any = None, **options: Any) -> Any:
     if function is None:
         return lambda f: Kernel(triton.jit(f, **options))
     return Kernel(triton.jit(function, **options))
+
+
+def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
+    """Compile what launches need, several kernels at a time, and launch nothing.
+
+    Args:
+        launches: they may be given tensors without data. What cannot be compiled is left for the launch to say.
+    """
+    mode = getattr(triton, "AsyncCompileMode", None)
+    if mode is None:
+        return
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, mode(pool, ignore_errors=True):
+        _local.compiles_only = True
+        try:
+            for launch in launches:
+                launch()
+        finally:
+            _local.compiles_only = False
 
 
 @dataclass(frozen=True, slots=True)

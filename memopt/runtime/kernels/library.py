@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 _LIBRARY = torch.library.Library("memopt", "DEF")
-NAMES: list[str] = []
-"""Every operator defined, for tests."""
+LAUNCHES: dict[str, Callable[..., None]] = {}
+"""By the name of each operator defined, what launches its kernel."""
 
 
 def define(schema: str, *, cuda: Callable[..., None], reference: Callable[..., None]) -> Callable[..., None]:
@@ -27,7 +27,7 @@ def define(schema: str, *, cuda: Callable[..., None], reference: Callable[..., N
     _LIBRARY.impl(name, _on_its_device(cuda), "CUDA")
     _LIBRARY.impl(name, reference, "CPU")
     torch.library.register_fake(f"memopt::{name}", _nothing, lib=_LIBRARY)
-    NAMES.append(name)
+    LAUNCHES[name] = cuda
     packet: Any = getattr(torch.ops.memopt, name)
     operator: Callable[..., None] = packet.default
     return operator

@@ -128,7 +128,9 @@ def for_device(chosen: Tiles, device: torch.device) -> Tiles:
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device; (0, 0) of anything else."""
+    """Of a CUDA device, of the current one for tensors without data; (0, 0) of anything else."""
+    if device.type == "meta" and torch.cuda.is_available():
+        return torch.cuda.get_device_capability()
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from memopt.runtime.kernels.driver import cuda_driver
+from memopt.runtime.kernels.launches import compile_ahead
 from memopt.runtime.tape.layout import Layout, arrange
 from memopt.runtime.tape.program import Make, Place, Recording, Run
 from memopt.runtime.tape.steps import Allocate, At, Now, Operate, Start, Step, Zero, in_bursts
@@ -29,6 +30,7 @@ class Tape:
         self._kept = tuple(dict.fromkeys(at.buffer for at in self._saved))
         self._lock = threading.Lock()
         self._bursts: list[Step] | None = None
+        self._compiled = False
 
     def play(self, externals: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], list[torch.Tensor]]:
         """What the recorded function hands out, and the buffers in which `saved` finds what it kept."""
@@ -42,11 +44,18 @@ class Tape:
         outputs = [None if at is None else now.tensor(at) for at in self._outputs]
         return outputs, [now.buffer(number) for number in self._kept]
 
+    def compile(self) -> None:
+        """Compile all kernels of the tape at once, which it would otherwise do one after another as it first plays."""
+        if not self._compiled:
+            self._compiled = True
+            compile_ahead(step.compile for step in self._steps if isinstance(step, Start))
+
     def _play_by_address(self, now: Now) -> None:
         if self._bursts is not None:
             for step in self._bursts:
                 step.run(now)
             return
+        self.compile()
         for step in self._steps:
             step.run(now)
         driver = cuda_driver()  # now it is known what each operator launches

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from memopt.runtime.kernels.driver import Driver, cuda_driver
 from memopt.runtime.kernels.launches import Address, Launched, Packed, Relaunch, observed, pack
+from memopt.runtime.kernels.library import LAUNCHES
 from memopt.runtime.tape.burst import Burst
 from memopt.runtime.tape.layout import Layout
 from memopt.runtime.tape.program import Place
@@ -181,6 +182,10 @@ class Start:
         for number in self.dead:
             now.drop(number)
 
+    def compile(self) -> None:
+        """Have its kernels compiled, if `compile_ahead` collects that."""
+        LAUNCHES[self.operator.name().removeprefix("memopt::")](*[_without_data(arg) for arg in self.args])
+
     def _with_addresses(self, launched: Launched, arguments: list[Any]) -> Relaunch:
         places = {id(t): at for t, at in zip(arguments, self.args, strict=True) if isinstance(at, At)}
 
@@ -242,6 +247,16 @@ def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
             driver_steps.append(step)
     close()
     return driver_steps
+
+
+def _without_data(argument: Any) -> Any:
+    """A meta tensor that lies as `At` says; another argument as it is."""
+    if isinstance(argument, At):
+        base = torch.empty(0, dtype=argument.dtype, device="meta")
+        return base.as_strided(argument.size, argument.stride, argument.bytes // argument.dtype.itemsize)
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_without_data(item) for item in argument)
+    return argument
 
 
 def _laid_out(tensor: torch.Tensor, at: At, now: Now) -> torch.Tensor:

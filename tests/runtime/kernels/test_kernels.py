@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from memopt.runtime import kernels
 from memopt.runtime.kernels import tiles
-from memopt.runtime.kernels.library import NAMES
+from memopt.runtime.kernels.library import LAUNCHES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
 from memopt.runtime.kernels.norm_act_conv_weight import parts_size
 from memopt.runtime.kernels.norm_act_sums import part_count as sums_part_count
@@ -95,7 +95,7 @@ def check(name: str, tolerance: float, without: str | None = None, **options: An
 
 def test_every_operator_has_a_case() -> None:
     files = {path.stem for path in Path(kernels.__path__[0]).glob("*.py") if "define(" in path.read_text()}
-    assert set(CASES) == set(NAMES) == files - {"library"}
+    assert set(CASES) == set(LAUNCHES) == files - {"library"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

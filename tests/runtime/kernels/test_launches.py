@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from memopt.runtime.kernels.launches import Address, Kernel, Launched, Relaunch, observed, pack
+from memopt.runtime.kernels import launches
+from memopt.runtime.kernels.launches import Address, Kernel, Launched, Relaunch, compile_ahead, observed, pack
 from memopt.runtime.tape.burst import Burst
 
 SIGNATURE = {"x": "*fp32", "absent": "constexpr", "n": "i32", "eps": "fp32", "y": "*fp32", "SIZE": "constexpr"}
@@ -75,6 +76,31 @@ def test_a_launch_is_observed_with_its_arguments_in_order() -> None:
         kernel[(3, 2)]("x", None, 7, eps=0.5, y="y", SIZE=16, num_warps=4)
     kernel[(1,)]("unseen", None, 0, eps=0.0, y="", SIZE=1, num_warps=4)
     assert [(one.grid, one.arguments) for one in seen] == [((3, 2, 1), ("x", None, 7, 0.5, "y", 16))]
+
+
+def test_compiling_ahead_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mode:
+        def __init__(self, pool: Any, *, ignore_errors: bool) -> None: ...
+
+        def __enter__(self) -> None:
+            events.append("begin")
+
+        def __exit__(self, *error: object) -> None:
+            events.append("end")
+
+    class Compiling(Jit):
+        def warmup(self, *arguments: Any, grid: Any, **constants: Any) -> None:
+            events.append((arguments, grid, constants))
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **constants: events.append("launched")
+
+    events: list[Any] = []
+    monkeypatch.setattr(launches.triton, "AsyncCompileMode", Mode, raising=False)
+    kernel = Kernel(Compiling())
+    compile_ahead([lambda: kernel[(5,)]("x", 2, SIZE=16)])
+    kernel[(5,)]("x", 2, SIZE=16)
+    assert events == ["begin", (("x", 2), (5,), {"SIZE": 16}), "end", "launched"]
 
 
 def test_triton_is_handed_addresses() -> None:
