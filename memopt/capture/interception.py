@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.utils import checkpoint
+
+from memopt.capture.source import user_line
+from memopt.errors import CaptureError
 
 
 class Recorder(Protocol):
@@ -84,6 +88,7 @@ def _calls_intercepted() -> Iterator[None]:
         # Inside `checkpoint`, which users have imported by name already.
         checkpoint.CheckpointFunction = _Reentrant  # type: ignore[assignment,misc]
         checkpoint._checkpoint_without_reentrant_generator = _around_checkpoint
+        torch.random.default_generator = _Generator()  # type: ignore[attr-defined,assignment]
     try:
         yield
     finally:
@@ -93,6 +98,19 @@ def _calls_intercepted() -> Iterator[None]:
                 nn.Module.__call__ = _plain_call  # type: ignore[method-assign]
                 checkpoint.CheckpointFunction = _plain_reentrant  # type: ignore[misc]
                 checkpoint._checkpoint_without_reentrant_generator = _plain_generator
+                torch.random.default_generator = torch.default_generator  # type: ignore[attr-defined]
+
+
+class _Generator:
+    """Stands for torch's generator where `torch.manual_seed` and the like look it up."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state") and is_recording():
+            raise CaptureError(
+                f"{user_line()}: forward seeds torch's random numbers, which a recording would not. "
+                "Seed before forward."
+            )
+        return getattr(torch.default_generator, name)
 
 
 class _Reentrant:

@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
 from memopt.capture.fake_state import fake_of, fake_state
+from memopt.capture.frozen import PLAIN, frozen
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.side_effects import refusing_side_effects
 from memopt.capture.source import user_line
@@ -107,6 +113,7 @@ class _Recorder(TorchFunctionMode):
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
         self._context = _context()
+        self._settings = {id(module): frozen(_settings(module)) for module in root.modules() if _is_leaf(module)}
 
     def placeholder(self, tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         fake = fake_of(tensor, mode)
@@ -129,6 +136,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name != "__get__":
+            self._refuse_strays((args, kwargs))
         result = func(*args, **kwargs)
         if name == "__get__":
             if isinstance(result, torch.Tensor):
@@ -139,6 +148,16 @@ class _Recorder(TorchFunctionMode):
             op, target = call_of(func, name)
             self._record(op, target, args, kwargs, result)
         return result
+
+    def _refuse_strays(self, arguments: Any) -> None:
+        """Before a call, which could write to them: tensors from elsewhere are no part of the recording."""
+        for leaf in pytree.tree_leaves(arguments):
+            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor):
+                self.last_source = user_line()
+                raise CaptureError(
+                    f"{self.last_source or 'forward'}: uses a tensor that is no input, parameter or buffer of the "
+                    "model. Register it as a buffer."
+                )
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that forward calls: looked into if it is the user's own."""
@@ -156,6 +175,10 @@ class _Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that is not looked into: one `call_module` node."""
+        if frozen(_settings(module)) != self._settings.get(id(module)):
+            raise CaptureError(
+                f"{user_line()}: forward changes a setting of {self.paths[id(module)]} and calls it. Set it before."
+            )
         with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
             result = module.forward(*args, **kwargs)
         node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
@@ -238,6 +261,10 @@ def _context() -> tuple[Any, ...]:
         *(torch.is_autocast_enabled(d) for d in devices),
         *(torch.get_autocast_dtype(d) for d in devices),
     )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
 
 
 def _is_leaf(module: nn.Module) -> bool:

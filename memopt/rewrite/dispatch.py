@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from memopt.capture import is_recording
+from memopt.capture import Place, is_recording, outside_places, outside_signature
 from memopt.errors import CaptureError
 from memopt.ir import Explanation
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
@@ -63,6 +63,7 @@ class Rewriter:
         self._cache: OrderedDict[Signature, RewrittenForward] = OrderedDict()
         self._lock = threading.Lock()
         self._refusals: Counter[str] = Counter()
+        self._outside: list[Place] | None = None
         self.latest: RewrittenForward | None = None
         self.ran = False
 
@@ -83,7 +84,7 @@ class Rewriter:
                 return plain(module, *args, **kwargs)
             self.ran = True
             return pytree.tree_unflatten(rewritten.function(module, *tensors), rewritten.output_spec)
-        key = _key(module, args, kwargs)
+        key = self._key(module, args, kwargs)
         result = plain(module, *args, **kwargs)  # where this raises too, the fault is not the recording's
         self._leave_alone(module, key, refusal)
         return result
@@ -106,13 +107,19 @@ class Rewriter:
         Raises:
             CaptureError: forward cannot be recorded.
         """
-        key = _key(module, args, kwargs)
+        key = self._key(module, args, kwargs)
         with self._lock:
             found = self._cache.get(key)
             if found is None:
                 found = self._build(module, plain, args, kwargs)
+                self._outside = outside_places(module)  # modules may have been replaced by others
             self._remember(key, found)
         return found
+
+    def _key(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+        if self._outside is None:
+            self._outside = outside_places(module)
+        return (*_key(module, args, kwargs), outside_signature(self._outside))
 
     def _remember(self, key: Signature, found: RewrittenForward) -> None:
         self._cache[key] = found
