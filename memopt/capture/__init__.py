@@ -6,9 +6,20 @@ branches on shapes or flags work as in eager; what was decided from them is vali
 this state of the modules only (`memopt.rewrite.signature` compares both before a graph is used).
 """
 
+from memopt.capture.contexts import restoring_context
 from memopt.capture.frozen import frozen, is_users
 from memopt.capture.interception import is_recording
 from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
 
-__all__ = ["Captured", "Place", "capture", "frozen", "is_recording", "is_users", "outside_places", "outside_signature"]
+__all__ = [
+    "Captured",
+    "Place",
+    "capture",
+    "frozen",
+    "is_recording",
+    "is_users",
+    "outside_places",
+    "outside_signature",
+    "restoring_context",
+]

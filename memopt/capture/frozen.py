@@ -28,7 +28,8 @@ def frozen(value: Any) -> Any:
     """A value that is equal to an earlier one of the same thing if nothing in it has changed.
 
     Looks into containers, into objects of classes that are neither torch's nor Python's own, and at the state of
-    random generators. Tensors, modules and functions are compared by identity.
+    random generators. Of modules, the plain attributes are compared;
+    tensors and functions by identity.
     """
     return value if isinstance(value, PLAIN) else _Freezer().freeze(value)
 
@@ -54,6 +55,8 @@ class _Freezer:
             return type(value), state
         if _is_array(value):
             return value.shape, str(value.dtype), value.tobytes()
+        if isinstance(value, nn.Module):  # one that is no part of the model: a parent, a teacher
+            return id(value), *((name, item) for name, item in vars(value).items() if isinstance(item, PLAIN))
         inside = namespace_of(value)
         return id(value) if inside is None else (type(value), self.freeze(inside))
 
@@ -99,11 +102,11 @@ def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
         if isinstance(current, PLAIN) or id(current) in seen:
             continue
         seen.add(id(current))
-        inside = namespace_of(current)
+        inside = vars(current) if isinstance(current, nn.Module) else namespace_of(current)
         container = current if inside is None else inside
         if isinstance(container, _CONTAINERS):
             parts.append((container, container.copy()))
-        todo += _items(container)
+        todo += () if isinstance(current, nn.Module) else _items(container)
     return parts
 
 

@@ -3,8 +3,9 @@ torch's own log is quiet."""
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,18 @@ class Recorder(Protocol):
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module and write down what happens."""
+        ...
+
+    def custom(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a `torch.autograd.Function` by `apply`, its own."""
+        ...
+
+    def enter_autocast(self, block: torch.autocast) -> None:
+        """An autocast block has begun."""
+        ...
+
+    def exit_autocast(self) -> None:
+        """The block that began last is about to end."""
         ...
 
 
@@ -75,6 +88,8 @@ def _in_place(recorder: object) -> Iterator[None]:
 _interception_lock = threading.Lock()
 _interceptions = 0
 _plain_call = nn.Module.__call__
+_plain_apply: Any = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+_plain_enter, _plain_exit = torch.autocast.__enter__, torch.autocast.__exit__
 _plain_reentrant = checkpoint.CheckpointFunction
 _plain_generator = checkpoint._checkpoint_without_reentrant_generator
 
@@ -89,6 +104,9 @@ def _calls_intercepted() -> Iterator[None]:
         checkpoint.CheckpointFunction = _Reentrant  # type: ignore[assignment,misc]
         checkpoint._checkpoint_without_reentrant_generator = _around_checkpoint
         torch.random.default_generator = _Generator()  # type: ignore[attr-defined,assignment]
+        torch.autograd.Function.apply = classmethod(_apply_function)  # type: ignore[method-assign,assignment]
+        torch.autocast.__enter__ = _enter_autocast  # type: ignore[method-assign]
+        torch.autocast.__exit__ = _exit_autocast  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -99,6 +117,9 @@ def _calls_intercepted() -> Iterator[None]:
                 checkpoint.CheckpointFunction = _plain_reentrant  # type: ignore[misc]
                 checkpoint._checkpoint_without_reentrant_generator = _plain_generator
                 torch.random.default_generator = torch.default_generator  # type: ignore[attr-defined]
+                torch.autograd.Function.apply = classmethod(_plain_apply)  # type: ignore[method-assign,assignment]
+                torch.autocast.__enter__ = _plain_enter  # type: ignore[method-assign]
+                torch.autocast.__exit__ = _plain_exit  # type: ignore[method-assign]
 
 
 class _Generator:
@@ -136,3 +157,24 @@ def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if recorder is _INSIDE_LEAF:
         return module.forward(*args, **kwargs)
     return recorder.call(module, args, kwargs)
+
+
+def _apply_function(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = getattr(_active, "recorder", None)
+    if recorder is None or recorder is _INSIDE_LEAF:
+        return _plain_apply(cls, *args, **kwargs)
+    return recorder.custom(cls, partial(_plain_apply, cls), args, kwargs)
+
+
+def _enter_autocast(block: torch.autocast) -> Any:
+    result = _plain_enter(block)  # type: ignore[no-untyped-call]
+    if is_recording() and _active.recorder is not _INSIDE_LEAF:
+        _active.recorder.enter_autocast(block)
+    return result
+
+
+def _exit_autocast(block: torch.autocast, *error: Any) -> Any:
+    result = _plain_exit(block, *error)
+    if is_recording() and _active.recorder is not _INSIDE_LEAF:
+        _active.recorder.exit_autocast()
+    return result

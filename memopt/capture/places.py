@@ -187,7 +187,7 @@ def _names_in(code: types.CodeType) -> set[str]:
 
 
 def _is_data(value: Any) -> bool:
-    if isinstance(value, (torch.Tensor, nn.Module, type, types.ModuleType)):
+    if isinstance(value, (torch.Tensor, type, types.ModuleType)):
         return False
     plain = (*PLAIN, list, dict, set, tuple, frozenset)
     return isinstance(value, plain) or frozen(value) != id(value) or hasattr(value, "__next__")

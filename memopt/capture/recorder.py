@@ -1,8 +1,7 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
+from memopt.capture.contexts import context, enter_autocast, exit_autocast, same_context_after, set_gradients
 from memopt.capture.fake_state import fake_of, fake_state
-from memopt.capture.frozen import PLAIN, frozen
+from memopt.capture.frozen import frozen
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
+from memopt.capture.leaves import is_leaf, settings, without_batch_counter
 from memopt.capture.side_effects import refusing_side_effects
 from memopt.capture.source import user_line
 from memopt.errors import CaptureError
@@ -38,11 +39,13 @@ class Captured:
             whether hooks, which were not run, may return something else.
         output_spec: how to rebuild what forward returned from the graph's flat outputs.
         order: the nodes as recorded, also after the graph was changed.
+        switches_context: forward has blocks of `no_grad` or `autocast`.
     """
 
     graph: fx.Graph
     output_spec: pytree.TreeSpec
     order: tuple[fx.Node, ...]
+    switches_context: bool = False
 
 
 def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
@@ -61,6 +64,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     recorder = _Recorder(root)
     with (
         quiet_torch(),
+        same_context_after(),
         refusing_side_effects(root),
         fake_state(root, mode) as names,
         recording(recorder),
@@ -87,7 +91,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
     graph = recorder.finish()
-    return Captured(graph, output_spec, tuple(graph.nodes))
+    return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
 
 
 def _save_nothing(tensor: torch.Tensor) -> None:
@@ -111,9 +115,12 @@ class _Recorder(TorchFunctionMode):
         self.module_stack: list[str] = [""]
         self.last_source = ""
         self._nodes: dict[int, fx.Node] = {}
+        self._without_gradient: set[int] = set()  # made under no_grad
+        self._blocks: list[fx.Node] = []
+        self.switches_context = False
         self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
-        self._context = _context()
-        self._settings = {id(module): frozen(_settings(module)) for module in root.modules() if _is_leaf(module)}
+        self._context = context()
+        self._settings = {id(module): frozen(settings(module)) for module in root.modules() if is_leaf(module)}
 
     def placeholder(self, tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         fake = fake_of(tensor, mode)
@@ -122,6 +129,7 @@ class _Recorder(TorchFunctionMode):
         return fake
 
     def output(self, flat: list[Any]) -> None:
+        self._follow_context()
         self.graph.output(tuple(self._argument(leaf) for leaf in flat))
 
     def finish(self) -> fx.Graph:
@@ -165,7 +173,7 @@ class _Recorder(TorchFunctionMode):
             raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
         if type(module) is nn.Identity and not has_hooks(module):
             return module.forward(*args, **kwargs)  # nothing happens: a chain goes on behind it
-        if _is_leaf(module):
+        if is_leaf(module):
             return self._call_leaf(module, args, kwargs)
         self.module_stack.append(self.paths[id(module)])
         try:
@@ -175,11 +183,11 @@ class _Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that is not looked into: one `call_module` node."""
-        if frozen(_settings(module)) != self._settings.get(id(module)):
+        if frozen(settings(module)) != self._settings.get(id(module)):
             raise CaptureError(
                 f"{user_line()}: forward changes a setting of {self.paths[id(module)]} and calls it. Set it before."
             )
-        with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
+        with inside_leaf(), torch._C.DisableTorchFunction(), without_batch_counter(module):
             result = module.forward(*args, **kwargs)
         node = self._record("call_module", self.paths[id(module)], args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
@@ -187,21 +195,65 @@ class _Recorder(TorchFunctionMode):
 
     def _record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> fx.Node:
         self.last_source = user_line()
-        if _context() != self._context:
-            raise CaptureError(
-                f"{self.last_source}: forward switches gradients or autocast on or off. Apply memopt to the submodules "
-                "on either side instead."
-            )
+        self._follow_context()
         node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["source"] = self.last_source
         node.meta["module"] = self.module_stack[-1]
         self._bind(result, node)
         return node
 
+    def custom(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call of a `torch.autograd.Function`: its backward is its own, so it is not looked into."""
+        self._refuse_strays((args, kwargs))
+        with inside_leaf(), torch._C.DisableTorchFunction():
+            result = apply(*args, **kwargs)
+
+        def custom_function(*given: Any, **named: Any) -> Any:
+            return function.apply(*given, **named)
+
+        self._record("call_function", custom_function, args, kwargs, result)
+        return result
+
+    def enter_autocast(self, block: torch.autocast) -> None:
+        """A block that begins inside forward."""
+        settings = (block.device, block.fast_dtype, block._enabled, block._cache_enabled)
+        self._follow_gradients()
+        self._blocks.append(self._context_node(enter_autocast, settings))
+        self._context = context()
+
+    def exit_autocast(self) -> None:
+        """The end of the block that began last."""
+        self._follow_gradients()
+        self._context_node(exit_autocast, (self._blocks.pop(),))
+        self._context = context()
+
+    def _follow_gradients(self) -> None:
+        """Switch gradients on or off in the graph where forward did."""
+        enabled, *_ = context()
+        if enabled != self._context[0]:
+            self._context_node(set_gradients, (enabled,))
+            self._context = (enabled, *self._context[1:])
+
+    def _follow_context(self) -> None:
+        self._follow_gradients()
+        if context() != self._context:
+            raise CaptureError(
+                f"{self.last_source}: forward switches autocast or inference mode on or off by a call. Write a block "
+                "(with torch.autocast(...), with torch.no_grad())."
+            )
+
+    def _context_node(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        self.switches_context = True
+        return self.graph.call_function(function, args)
+
     def _bind(self, result: Any, node: fx.Node) -> None:
         node.meta["val"] = result
         if isinstance(result, torch.Tensor):
             self._nodes[id(result)] = node
+            if not result.requires_grad and not torch.is_grad_enabled():
+                self._without_gradient.add(id(result))
+            else:
+                self._without_gradient.discard(id(result))
             self._alive.append(result)
         elif isinstance(result, (tuple, list)):
             for index, part in enumerate(result):
@@ -225,6 +277,11 @@ class _Recorder(TorchFunctionMode):
                 raise CaptureError(f"{self.last_source}: a tensor inside a {type(value).__name__} cannot be recorded.")
             return value
         node = self._nodes.get(id(value))
+        if node is not None and value.requires_grad and id(value) in self._without_gradient:
+            raise CaptureError(
+                f"{self.last_source}: a tensor made without gradients has one. Call custom autograd functions as "
+                "Function.apply(...)."
+            )
         if node is None:
             name = self.state_names.get(id(value))
             if name is None:
@@ -235,41 +292,3 @@ class _Recorder(TorchFunctionMode):
             node = self.graph.create_node("get_attr", name)
             self._bind(value, node)
         return node
-
-
-@contextmanager
-def _without_batch_counter(module: nn.Module) -> Iterator[None]:
-    """With `momentum=None` a norm reads the value of its counter, which a fake tensor does not have.
-
-    Its result does not depend on it, and the counter belongs to the real forward alone.
-    """
-    if not isinstance(module, nn.modules.batchnorm._NormBase) or module.momentum is not None:
-        yield
-        return
-    counter = module._buffers["num_batches_tracked"]
-    module._buffers["num_batches_tracked"] = None
-    try:
-        yield
-    finally:
-        module._buffers["num_batches_tracked"] = counter
-
-
-def _context() -> tuple[Any, ...]:
-    devices = ("cpu", "cuda")
-    return (
-        torch.is_grad_enabled(),
-        *(torch.is_autocast_enabled(d) for d in devices),
-        *(torch.get_autocast_dtype(d) for d in devices),
-    )
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Torch's own modules, and whatever has hooks that inlining would skip."""
-    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)) or has_hooks(module):
-        return True
-    home = type(module).__module__
-    return (home.startswith("torch.nn.") or home.startswith("torch._dynamo")) and not isinstance(module, nn.Sequential)

@@ -75,7 +75,9 @@ def _settings_of(module: nn.Module) -> _Reader:
     """Reads the plain attributes of a module. Which ones they are is worked out once per class and set of names:
     this runs for every module at every forward."""
     state = module.__dict__
-    key = (type(module), *state, *map(type, state.values()))
+    key: tuple[Any, ...] = (type(module), *state)
+    if not type(module).__module__.startswith("torch."):  # a user may put a list where there was a number
+        key = (*key, *map(type, state.values()))
     reader = _readers.get(key)
     if reader is None:
         names = [n for n, value in state.items() if isinstance(value, _SCALARS) or _is_plain_tuple(value)]

@@ -2,14 +2,14 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from memopt.capture import Captured
+from memopt.capture import Captured, restoring_context
 from memopt.errors import CaptureError, MemoptError
 from memopt.find import Found
 from memopt.find.classify import operand_nodes
@@ -50,7 +50,8 @@ def splice(captured: Captured, found: Found, regions: list[Region]) -> Spliced:
         graph.lint()
     except RuntimeError as error:
         raise MemoptError(f"memopt built an invalid graph ({error}). Please report this model.") from error
-    return _generate(graph)
+    spliced = _generate(graph)
+    return replace(spliced, function=restoring_context(spliced.function)) if captured.switches_context else spliced
 
 
 def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:

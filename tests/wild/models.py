@@ -337,6 +337,56 @@ class OwnAutocast(Net):
         return self.head(x.float())
 
 
+class AutocastLayers(Net):
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                new = layer(x)
+            x = torch.cat([x, new], 1)
+        return x
+
+
+class CalledAutocast(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        torch.set_autocast_enabled("cpu", True)
+        x = self.block(x)
+        torch.set_autocast_enabled("cpu", False)
+        torch.clear_autocast_cache()
+        return self.head(x.float())
+
+
+class Averaging(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(STEM))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(x.mean((0, 2, 3)))
+        return self.head(self.block(x - self.average[:, None, None]))
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 2 * grad
+
+
+class Rounded(Net):
+    """A gradient of its own behind every layer."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, StraightThrough.apply(layer(x))], 1)
+        return x
+
+
 def _shared_activation() -> nn.Module:
     activation = nn.ReLU(inplace=True)
     return Net(activation=lambda: activation)
@@ -371,13 +421,17 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "activated features": (ActivatedFeature, CHAINS),
     "skips and lists": (Skips, LAYERS),
     "buffer of its own": (Counting, CHAINS),
+    "buffer averaged under no_grad": (Averaging, CHAINS),
+    "no_grad inside": (FrozenStem, CHAINS),
+    "autocast inside": (OwnAutocast, LAYERS),
+    "autocast around every layer": (AutocastLayers, LAYERS),
+    "autograd function of its own": (Rounded, CHAINS),
 }
 """By form: the model, and how many chains at least run rewritten."""
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "stochastic depth": (StochasticDepth, "random numbers outside torch"),
     "scheduled": (Scheduled, "steps"),
-    "no_grad inside": (FrozenStem, "switches gradients or autocast"),
-    "autocast inside": (OwnAutocast, "switches gradients or autocast"),
+    "autocast by a call": (CalledAutocast, "by a call. Write a block"),
 }
 """By form: the model, and what the reason says."""
 
