@@ -13,7 +13,15 @@ from memopt.capture import Captured, capture
 from memopt.config import Config, Numerics
 from memopt.errors import CaptureError, ConfigError, EquivalenceError, ModelError
 from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
+from memopt.ir import (
+    ChainReport,
+    Explanation,
+    FusedPlan,
+    Level,
+    RegionDraft,
+    has_own_forward,
+    join_explanations,
+)
 from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
@@ -41,7 +49,8 @@ def apply(
 ) -> ModuleT:
     """Make a model train in memory linear in its depth. Returns the same object.
 
-    Only what `forward` does while gradients are recorded changes; parameters, buffers, state_dict, hooks, attributes
+    Where forward cannot be recorded as a whole, the largest submodules are rewritten whose forward can. Only what
+    `forward` does while gradients are recorded changes; parameters, buffers, state_dict, hooks, attributes
     and `isinstance` stay. Calling it again changes the configuration; `memopt.remove` undoes it.
 
     Args:
@@ -62,9 +71,8 @@ def apply(
     target = _unwrapped(model)
     config = _checked(config, example_inputs)
     remove(target)
-    rewriter = Rewriter(_builder(config))
     _left_alone.pop(target, None)
-    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    rewriter = _install(target, config, set())
     if example_inputs is None:
         return model
     try:
@@ -73,6 +81,20 @@ def apply(
         remove(target)
         raise
     return model
+
+
+def _install(target: nn.Module, config: Config, warned: set[str]) -> Rewriter:
+    def descend(module: nn.Module) -> None:
+        """Where a forward cannot be recorded, those of the largest modules inside it may be."""
+        for child in module.children():
+            if not has_own_forward(child):
+                descend(child)
+            elif next(child.children(), None) is not None and installed(child) is None:
+                _install(child, config, warned)
+
+    rewriter = Rewriter(_builder(config), descend, warned)
+    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    return rewriter
 
 
 def remove(model: ModuleT) -> ModuleT:
@@ -90,6 +112,16 @@ def explain(model: nn.Module) -> Explanation:
     if not isinstance(rewriter, Rewriter):
         note = "memopt.apply is not in force on this model."
         return _left_alone.get(target, Explanation(False, False, False, (), (note,)))
+    known = _known(rewriter)
+    if known.captured or rewriter.latest is None:
+        return known
+    inside = [(path, installed(module)) for path, module in target.named_modules() if path]
+    parts = [(path, _known(r)) for path, r in inside if isinstance(r, Rewriter) and r.latest is not None]
+    return join_explanations(known, parts)
+
+
+def _known(rewriter: Rewriter) -> Explanation:
+    """What one rewriter has to say."""
     if rewriter.latest is None:
         note = "Nothing is recorded yet: the first forward that records gradients does it."
         return Explanation(True, False, False, (), (note,))

@@ -29,6 +29,7 @@ def without_batch_counter(module: nn.Module) -> Iterator[None]:
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module."""
     return {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
 
 

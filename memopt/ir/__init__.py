@@ -1,6 +1,6 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
-from memopt.ir.chain import ChainReport, Explanation
+from memopt.ir.chain import ChainReport, Explanation, join_explanations
 from memopt.ir.fused import (
     MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
@@ -10,7 +10,7 @@ from memopt.ir.fused import (
     Interval,
     PlainStage,
 )
-from memopt.ir.modules import has_hooks
+from memopt.ir.modules import has_hooks, has_own_forward
 from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
 from memopt.ir.plan import (
     Compute,
@@ -50,4 +50,6 @@ __all__ = [
     "Slot",
     "Step",
     "has_hooks",
+    "has_own_forward",
+    "join_explanations",
 ]

@@ -1,6 +1,7 @@
 """What was found in a model and what became of it: frozen values that find, plan and report share."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -65,3 +66,19 @@ class Explanation:
         lines += [f"  rejected {c.node} ({c.source or c.module}): {c.reason}" for c in self.rejected]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def join_explanations(whole: Explanation, parts: Iterable[tuple[str, Explanation]]) -> Explanation:
+    """What became of a model that was rewritten in parts, each with its path: blocks are numbered on."""
+    chains: list[ChainReport] = []
+    notes = list(whole.notes)
+    ran = captured = False
+    for path, part in parts:
+        first = max((chain.block for chain in chains), default=0)
+        chains += [
+            replace(c, block=c.block + first if c.block else 0, module=f"{path}.{c.module}".rstrip("."))
+            for c in part.chains
+        ]
+        notes += [f"In {path}: {note}" for note in part.notes if part.chains or not part.captured]
+        ran, captured = ran or part.ran, captured or part.captured
+    return Explanation(whole.applied, captured, ran, tuple(chains), tuple(dict.fromkeys(notes)))

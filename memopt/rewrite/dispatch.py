@@ -49,6 +49,7 @@ REFUSALS = 3
 """Recordings that may fail for one reason before no other is tried."""
 
 Build = Callable[[nn.Module, Plain, tuple[Any, ...], dict[str, Any]], RewrittenForward]
+Descend = Callable[[nn.Module], None]
 
 
 class Rewriter:
@@ -56,10 +57,14 @@ class Rewriter:
 
     Args:
         build: makes a rewritten forward for a module and its inputs; raises CaptureError where it cannot.
+        descend: called with a module whose forward cannot be recorded, to try those inside it.
+        warned: reasons that the user has been told, shared with the rewriters of the modules inside.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, descend: Descend = lambda module: None, warned: set[str] | None = None) -> None:
         self._build = build
+        self._descend = descend
+        self._warned = set[str]() if warned is None else warned
         self._cache: OrderedDict[Signature, RewrittenForward] = OrderedDict()
         self._lock = threading.Lock()
         self._refusals: Counter[str] = Counter()
@@ -84,6 +89,7 @@ class Rewriter:
                 return plain(module, *args, **kwargs)
             self.ran = True
             return pytree.tree_unflatten(rewritten.function(module, *tensors), rewritten.output_spec)
+        self._descend(module)
         key = self._key(module, args, kwargs)
         result = plain(module, *args, **kwargs)  # where this raises too, the fault is not the recording's
         self._leave_alone(module, key, refusal)
@@ -133,7 +139,8 @@ class Rewriter:
         with self._lock:
             self._remember(key, RewrittenForward(None, None, Explanation(True, False, False, (), (reason,))))
             self._refusals[reason] += 1
-            first = self._refusals[reason] == 1
+            first = reason not in self._warned
+            self._warned.add(reason)
         if first:
             warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=_callers_level())
 
