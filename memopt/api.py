@@ -1,20 +1,21 @@
 """The public calls. `_rewrite_forward` is the whole pipeline on one screen."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from memopt.capture import Captured, capture
+from memopt.capture import capture, keeping_python_values, through_checkpoints
 from memopt.config import Config, Numerics
-from memopt.errors import CaptureError, ConfigError, EquivalenceError, ModelError
-from memopt.find import Chain, Rejected, find_chains
+from memopt.errors import CaptureError, ConfigError, ModelError
+from memopt.explaining import explain_rewriting
+from memopt.find import find_chains
 from memopt.ir import (
-    ChainReport,
     Explanation,
     FusedPlan,
     Level,
@@ -22,15 +23,14 @@ from memopt.ir import (
     has_own_forward,
     join_explanations,
 )
-from memopt.measure.bound import check_bound
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
-from memopt.measure.equivalence import check_equivalence
 from memopt.plan import plan_fused, plan_region
 from memopt.rewrite import Region, install, installed, splice, uninstall
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
 from memopt.runtime import take_blas_workspaces, unsupported
+from memopt.verify import Copies, verify
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -83,16 +83,16 @@ def apply(
     return model
 
 
-def _install(target: nn.Module, config: Config, warned: set[str]) -> Rewriter:
+def _install(target: nn.Module, config: Config, warned: set[str], only: int | None = None) -> Rewriter:
     def descend(module: nn.Module) -> None:
         """Where a forward cannot be recorded, those of the largest modules inside it may be."""
         for child in module.children():
             if not has_own_forward(child):
                 descend(child)
             elif next(child.children(), None) is not None and installed(child) is None:
-                _install(child, config, warned)
+                _install(child, config, warned, only)
 
-    rewriter = Rewriter(_builder(config), descend, warned)
+    rewriter = Rewriter(_builder(config, only), descend, warned)
     install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
     return rewriter
 
@@ -113,11 +113,11 @@ def explain(model: nn.Module) -> Explanation:
         note = "memopt.apply is not in force on this model."
         return _left_alone.get(target, Explanation(False, False, False, (), (note,)))
     known = _known(rewriter)
-    if known.captured or rewriter.latest is None:
+    if rewriter.latest is None or rewriter.latest.function is not None:
         return known
     inside = [(path, installed(module)) for path, module in target.named_modules() if path]
     parts = [(path, _known(r)) for path, r in inside if isinstance(r, Rewriter) and r.latest is not None]
-    return join_explanations(known, parts)
+    return join_explanations(known, parts) if parts else known
 
 
 def _known(rewriter: Rewriter) -> Explanation:
@@ -134,13 +134,48 @@ def _known(rewriter: Rewriter) -> Explanation:
 
 def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
-    with torch.enable_grad():
-        rewritten = rewriter.prepare(target, _own_forward(target), inputs, {})
-    if rewritten.function is None:
+    try:
+        with torch.enable_grad():
+            explanation = rewriter.prepare(target, _own_forward(target), inputs, {}).explanation
+    except CaptureError as error:
+        explanation = _rewrite_parts(target, rewriter, inputs, error)
+    if not explanation.rewritten:
         remove(target)
-        _left_alone[target] = replace(rewritten.explanation, applied=False)
+        _left_alone[target] = replace(explanation, applied=False)
     elif config.verify:
-        _verify(target, inputs, rewriter)
+        unverified = verify(type(target).__name__, _copies(target, config), inputs)
+        if unverified is not None:
+            rewriter.note(unverified)
+
+
+def _rewrite_parts(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], error: CaptureError) -> Explanation:
+    """What becomes of a model whose forward cannot be recorded as a whole: seen by running it on a copy.
+
+    Raises:
+        CaptureError: no submodule is rewritten either.
+    """
+    with keeping_python_values(target), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                trial = copy.deepcopy(target)
+                trial(*first_samples(inputs, CHECK_SAMPLES))
+        except Exception:
+            raise error from None  # the model itself refuses these inputs
+    explanation = explain(trial)
+    if not explanation.rewritten:
+        raise error
+    rewriter.rewrite_parts(target, replace(explanation, ran=False))
+    return explanation
+
+
+def _copies(target: nn.Module, config: Config) -> Copies:
+    def rewritten(chain: int | None) -> nn.Module:
+        duplicate = remove(copy.deepcopy(target))
+        _install(duplicate, config, set(), chain)
+        return duplicate
+
+    return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
 
 
 def _own_forward(target: nn.Module) -> Callable[..., Any]:
@@ -148,28 +183,6 @@ def _own_forward(target: nn.Module) -> Callable[..., Any]:
     user_class: Any = type(target).__bases__[0]
     forward: Callable[..., Any] = user_class.forward
     return forward
-
-
-def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter) -> None:
-    """Train copies of both for a step on two samples and compare every bit.
-
-    Raises:
-        EquivalenceError: they differ; the message names the first tensor that does.
-    """
-    rewritten = copy.deepcopy(target)
-    naive = remove(copy.deepcopy(target))
-    try:
-        few = first_samples(inputs, CHECK_SAMPLES)
-        fused = any(chain.numerics == "fast" for chain in explain(target).chains)
-        result = check_bound(naive, rewritten, few) if fused else check_equivalence(naive, rewritten, [few], steps=1)
-    except torch.OutOfMemoryError:
-        rewriter.note("Not verified: the comparison with the untouched model did not fit in memory.")
-        return
-    if not result.passed:
-        raise EquivalenceError(
-            f"{type(target).__name__}: the rewritten model differs from the untouched one, first in "
-            f"{next(iter(result.differing), 'its outputs')}. The model is left as it was. Please report it."
-        )
 
 
 def compare(
@@ -206,6 +219,7 @@ def compare(
         apply_on_target=lambda model: apply(model, config=on_target),
         remove=remove,
         explain=explain,
+        checking=through_checkpoints,
         device=device,
         amp=amp,
         measure=measure,
@@ -252,13 +266,13 @@ def _require_module(model: object) -> None:
         raise ModelError(f"memopt needs a torch.nn.Module, not a {type(model).__name__}. Pass the model itself.")
 
 
-def _builder(config: Config) -> Callable[..., RewrittenForward]:
+def _builder(config: Config, only: int | None = None) -> Callable[..., RewrittenForward]:
     level: Level = "concat" if config.recompute == "concat" else "layer"
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        return _rewrite_forward(model, plain, args, kwargs, level, config.numerics)
+        return _rewrite_forward(model, plain, args, kwargs, level, config.numerics, only)
 
     return build
 
@@ -270,13 +284,16 @@ def _rewrite_forward(
     kwargs: dict[str, Any],
     level: Level,
     numerics: Numerics,
+    only: int | None = None,
 ) -> RewrittenForward:
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
+    if only is not None:  # one chain by itself, to see which is wrong
+        found = replace(found, chains=found.chains[only : only + 1])
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found) for group in groups]
     fused = [_fused(group, draft, level, numerics) for group, draft in zip(groups, drafts, strict=True)]
-    explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
+    explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], level, fused)
     if not groups:
         return RewrittenForward(None, None, explanation)
     regions = [
@@ -295,40 +312,3 @@ def _fused(group: Group, draft: RegionDraft, level: Level, numerics: Numerics) -
         return None
     reason = unsupported(device)
     return plan_fused(draft, level) if reason is None else reason
-
-
-def _explain(
-    captured: Captured,
-    groups: list[Group],
-    rejected: list[Rejected],
-    level: Level,
-    fused: list[FusedPlan | str | None],
-) -> Explanation:
-    reports: dict[fx.Node, ChainReport] = {}
-    slow: list[str] = []
-    for group, plan in zip(groups, fused, strict=True):
-        numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
-        reports |= {c.norm: _report(c, c.role, "rewritten", level, numerics, None) for c in group.chains}
-        if isinstance(plan, str):
-            blocks = " and ".join(str(block) for block in sorted({chain.block for chain in group.chains}))
-            slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
-    reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason) for entry in rejected}
-    in_order = tuple(reports[node] for node in captured.order if node in reports)
-    notes = slow if reports else ["No concat → norm → activation chain was found: nothing to rewrite."]
-    return Explanation(True, True, False, in_order, tuple(notes))
-
-
-def _report(
-    entry: Chain | Rejected, role: Any, action: Any, level: Level | None, numerics: Any, reason: str | None
-) -> ChainReport:
-    return ChainReport(
-        node=entry.anchor.name,
-        module=str(entry.norm.target) if entry.norm.op == "call_module" else entry.norm.meta.get("module", ""),
-        source=entry.anchor.meta.get("source", ""),
-        block=entry.block,
-        role=role,
-        action=action,
-        level=level,
-        numerics=numerics,
-        reason=reason,
-    )

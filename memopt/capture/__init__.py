@@ -8,9 +8,10 @@ this state of the modules only (`memopt.rewrite.signature` compares both before 
 
 from memopt.capture.contexts import restoring_context
 from memopt.capture.frozen import frozen, is_users
-from memopt.capture.interception import is_recording
+from memopt.capture.interception import is_recording, through_checkpoints
 from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
+from memopt.capture.side_effects import keeping_python_values
 
 __all__ = [
     "Captured",
@@ -19,7 +20,9 @@ __all__ = [
     "frozen",
     "is_recording",
     "is_users",
+    "keeping_python_values",
     "outside_places",
     "outside_signature",
     "restoring_context",
+    "through_checkpoints",
 ]

@@ -57,6 +57,18 @@ def recording(recorder: Recorder) -> Iterator[None]:
 
 
 @contextmanager
+def through_checkpoints() -> Iterator[None]:
+    """This thread's checkpoints just call their functions, as they do in a recording."""
+    before = getattr(_active, "through", False)
+    _active.through = True
+    try:
+        with _calls_intercepted():
+            yield
+    finally:
+        _active.through = before
+
+
+@contextmanager
 def inside_leaf() -> Iterator[None]:
     """Modules that a module of torch's own calls are not recorded."""
     with _in_place(_INSIDE_LEAF):
@@ -134,17 +146,21 @@ class _Generator:
         return getattr(torch.default_generator, name)
 
 
+def _looks_through() -> bool:
+    return is_recording() or getattr(_active, "through", False)
+
+
 class _Reentrant:
     """Stands for `CheckpointFunction`."""
 
     @staticmethod
     def apply(function: Any, preserve: bool, *args: Any) -> Any:
-        return function(*args) if is_recording() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
+        return function(*args) if _looks_through() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
 
 
 def _around_checkpoint(*args: Any, **kwargs: Any) -> Iterator[Any]:
     """What `checkpoint` does before and after it calls the function: nothing while that is recorded."""
-    if is_recording():
+    if _looks_through():
         yield
     else:
         yield from _plain_generator(*args, **kwargs)

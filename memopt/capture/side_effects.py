@@ -58,6 +58,17 @@ def refusing_side_effects(root: nn.Module) -> Iterator[None]:
         )
 
 
+@contextmanager
+def keeping_python_values(root: nn.Module) -> Iterator[None]:
+    """Put back whatever Python values forward of `root` changes while it really runs."""
+    before = [_remember(place, guard=False) for place in (*module_places(root), *outside_places(root))]
+    try:
+        yield
+    finally:
+        for memory in before:
+            memory.put_back()
+
+
 @dataclass(slots=True)
 class _Memory:
     """A place with the value that it had."""
@@ -108,11 +119,11 @@ class _Missing:
     """Stands for the value of a name that was deleted."""
 
 
-def _remember(place: Place) -> _Memory:
+def _remember(place: Place, guard: bool = True) -> _Memory:
     value = place.read()
     if isinstance(value, PLAIN):
         return _Memory(place, value, value, [], [])
-    if hasattr(value, "__next__"):
+    if guard and hasattr(value, "__next__"):
         place.write(_Guard(place.label))
         return _Memory(place, value, None, [], [])
     parts = changeable_parts(value)

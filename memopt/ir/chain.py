@@ -20,6 +20,7 @@ class ChainReport:
         level: recompute level used, "concat" or "layer"; None when rejected.
         numerics: how it runs, "exact" or "fast"; None when rejected.
         reason: why it was rejected; None when rewritten.
+        saved_bytes: activations that eager keeps for backward and the rewritten chain does not, by their shapes.
     """
 
     node: str
@@ -31,6 +32,7 @@ class ChainReport:
     level: Literal["concat", "layer"] | None
     numerics: Literal["exact", "fast"] | None
     reason: str | None
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

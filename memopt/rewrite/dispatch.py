@@ -105,6 +105,11 @@ class Rewriter:
             known = self.latest.explanation
             self.latest = replace(self.latest, explanation=replace(known, notes=(*known.notes, text)))
 
+    def rewrite_parts(self, module: nn.Module, explanation: Explanation) -> None:
+        """Try the modules inside instead; `explanation` is what is known to come of that."""
+        self._descend(module)
+        self.latest = RewrittenForward(None, None, explanation)
+
     def prepare(
         self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
