@@ -25,6 +25,7 @@ from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, settings, without_batch_counter
 from memopt.capture.side_effects import refusing_side_effects
 from memopt.capture.source import user_line
+from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
 from memopt.ir import has_hooks
 
@@ -36,7 +37,8 @@ class Captured:
     Attributes:
         graph: one placeholder per tensor among the flattened inputs, one node per call into torch. `meta["val"]` of
             a node is its fake result, `meta["source"]` the user's "file:line", `meta["hooked"]` of a module call
-            whether hooks, which were not run, may return something else.
+            whether hooks, which were not run, may return something else; `meta["random"]`, `meta["writes"]` and
+            `meta["reads_once"]` are what a `Watcher` saw.
         output_spec: how to rebuild what forward returned from the graph's flat outputs.
         order: the nodes as recorded, also after the graph was changed.
         switches_context: forward has blocks of `no_grad` or `autocast`.
@@ -73,7 +75,12 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
         try:
-            with mode, recorder, torch.autograd.graph.saved_tensors_hooks(_save_nothing, _nothing_saved):
+            with (
+                mode,
+                recorder.watcher,
+                recorder,
+                torch.autograd.graph.saved_tensors_hooks(_save_nothing, _nothing_saved),
+            ):
                 result = forward(*fake_args, **fake_kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
@@ -116,6 +123,7 @@ class _Recorder(TorchFunctionMode):
         self.last_source = ""
         self._nodes: dict[int, fx.Node] = {}
         self._without_gradient: set[int] = set()  # made under no_grad
+        self.watcher = Watcher()
         self._blocks: list[fx.Node] = []
         self.switches_context = False
         self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
@@ -198,6 +206,9 @@ class _Recorder(TorchFunctionMode):
         self._follow_context()
         node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["source"] = self.last_source
+        node.meta["random"], node.meta["writes"] = self.watcher.take()
+        node.meta["reads_once"] = reads_once(result, (args, kwargs))
+        node.meta["autocast"] = any(self._context[2:4])
         node.meta["module"] = self.module_stack[-1]
         self._bind(result, node)
         return node

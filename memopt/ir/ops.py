@@ -18,6 +18,7 @@ class Kind(StrEnum):
     DROPOUT = "dropout"  # draws random numbers once, keeps its mask
     AVG_POOL = "avg_pool"  # its gradient needs only its input's shape
     PURE = "pure"  # any other deterministic function of one tensor (and parameters)
+    JOINT = "joint"  # a deterministic function of several tensors (and parameters)
 
 
 class Role(StrEnum):
@@ -30,6 +31,7 @@ class Role(StrEnum):
     DROPOUT = "dropout"
     POOL = "pool"  # changes the spatial size: ends a region
     IDENTITY = "identity"  # returns its input
+    GLUE = "glue"  # anything else between the parts of a chain: a gate, a sum, a view
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class OpSpec:
         activation: which activation it is, where fused kernels know it.
         window: kernel size of a convolution whose result is as large as its input: stride, dilation and groups of 1,
             zeros around. None for any other.
+        aliases: its result is a view of an input.
     """
 
     kind: Kind
@@ -76,16 +79,17 @@ class OpSpec:
     writes_out: bool = False
     activation: Activation | None = None
     window: tuple[int, ...] | None = None
+    aliases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Stands in `OpSpec.args` for the n-th tensor handed to the region with the node."""
+    """Stands in `OpSpec.args` for the n-th tensor handed to the region with the node; for a JOINT, its inputs first."""
 
     index: int
 
 
-NEEDS_INPUT: frozenset[Kind] = frozenset({Kind.BATCH_NORM, Kind.CONVOLUTION, Kind.PURE})
+NEEDS_INPUT: frozenset[Kind] = frozenset({Kind.BATCH_NORM, Kind.CONVOLUTION, Kind.PURE, Kind.JOINT})
 """Kinds whose gradient reads the operation's input."""
 
 NEEDS_OUTPUT: frozenset[Kind] = frozenset({Kind.RELU})

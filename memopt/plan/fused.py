@@ -53,6 +53,9 @@ class _Planner:
 
     def plan(self, level: Level) -> FusedPlan:
         draft = self.draft
+        for step in draft.steps:
+            if step.op.role is Role.GLUE:
+                raise _NotFusedError(f"{step.name} stands between its layers, which no kernel does")
         chains = tuple(self._chain(index, level) for index, step in enumerate(draft.steps) if self._reads_arena(step))
         used = {s for chain in chains for stage in chain.stages for s in _steps_of(stage)}
         for index, step in enumerate(draft.steps):

@@ -56,8 +56,8 @@ def _recomputed(draft: RegionDraft, level: Level) -> frozenset[int]:
     for step in draft.steps:
         if step.op.kind is Kind.CONCAT:
             expanded.add(step.output)
-        elif step.op.kind is not Kind.CONVOLUTION and step.output not in features:
-            source = step.inputs[0]
-            if source in expanded or source in features:
-                expanded.add(step.output)
+        elif step.op.kind is Kind.CONVOLUTION or step.output in features:
+            continue
+        elif any(source in expanded or source in features for source in step.inputs):
+            expanded.add(step.output)
     return frozenset(expanded)
