@@ -5,6 +5,7 @@ classes and of the user's own Python modules, and the same of every function tha
 """
 
 import dis
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ from torch import nn
 
 from memopt.capture.frozen import PLAIN, frozen, is_users, namespace_of
 
+_DEEPEST, _MOST_PARTS = 3, 1000
+"""How far into containers functions are looked for."""
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
 
 
@@ -46,10 +49,19 @@ def module_places(root: nn.Module) -> list[Place]:
 
 def outside_places(root: nn.Module) -> list[Place]:
     """What the code of the modules' classes refers to besides the modules."""
+    return _searched(root).places
+
+
+def _searched(root: nn.Module) -> "_Search":
     search = _Search()
     for cls in dict.fromkeys(type(module) for module in root.modules()):
         search.visit_class(cls)
-    return search.places
+    for module in root.modules():
+        if is_users(type(module)):
+            for name, value in vars(module).items():
+                if name not in _MODULE_INTERNALS and not isinstance(value, (*PLAIN, torch.Tensor)):
+                    search.visit_inside(value)
+    return search
 
 
 def where_used(root: nn.Module, *labels: str) -> str:
@@ -57,9 +69,7 @@ def where_used(root: nn.Module, *labels: str) -> str:
 
     Where none does, that of the model's own forward.
     """
-    search = _Search()
-    for cls in dict.fromkeys(type(module) for module in root.modules()):
-        search.visit_class(cls)
+    search = _searched(root)
     wanted = {label.split()[-1].rpartition(".")[2] for label in labels}
     wanted |= {label.removeprefix("default ").split()[0] for label in labels if label.startswith("default ")}
     reads: list[str] = []
@@ -131,8 +141,8 @@ class _Search:
         self._visit_value(cell.cell_contents, Place(name, lambda: cell.cell_contents, write))
 
     def _visit_value(self, value: Any, place: Place, names: Iterable[str] = ()) -> None:
-        if isinstance(value, types.FunctionType):
-            self._visit_function(value)
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+            self.visit_inside(value)
         elif isinstance(value, type):
             self.visit_class(value)
         elif isinstance(value, types.ModuleType):
@@ -141,8 +151,25 @@ class _Search:
             if (place.label, id(value)) not in self._seen or isinstance(value, PLAIN):
                 self._seen.add((place.label, id(value)))
                 self.places.append(place)
-            if namespace_of(value) is not None:
-                self.visit_class(type(value))
+            self.visit_inside(value)
+
+    def visit_inside(self, value: Any, depth: int = 0) -> None:
+        """Functions that a value holds: a table of them, a partial, a method, the methods of an object."""
+        if isinstance(value, functools.partial):
+            value = value.func
+        function = _function_of(value)
+        if function is not None:
+            self._visit_function(function)
+        if isinstance(value, types.MethodType):
+            value = value.__self__
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, (list, tuple, set, frozenset)) and depth < _DEEPEST:
+            for part in list(value)[:_MOST_PARTS]:
+                if not isinstance(part, (*PLAIN, torch.Tensor)):
+                    self.visit_inside(part, depth + 1)
+        elif namespace_of(value) is not None:
+            self.visit_class(type(value))
 
     def _visit_python_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
         if not is_users(module):

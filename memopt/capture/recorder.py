@@ -1,5 +1,6 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         recording(recorder),
     ):
         recorder.state_names = names
+        leaves_before = [frozen(leaf) for leaf in leaves]
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
         try:
@@ -95,10 +97,27 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 f"{recorder.last_source or type(root).__name__}: forward fails on tensors without data ({what}). "
                 "Check the shapes and dtypes of the inputs."
             ) from error
+        _require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
+
+
+def _require_unchanged(root: nn.Module, given: tuple[list[Any], Any], now: Any, same_objects: bool) -> None:
+    """A list that forward appends to, or an object that it writes to, would stay as it is in a replay.
+
+    Raises:
+        CaptureError: forward changed one of its arguments.
+    """
+    leaves, spec = pytree.tree_flatten(now)
+    same = len(leaves) == len(given[0]) and all(a is b for a, b in zip(leaves, given[0], strict=True))
+    if not same or spec != given[1] or not same_objects:
+        code = inspect.unwrap(type(root).forward).__code__
+        raise CaptureError(
+            f"{code.co_filename}:{code.co_firstlineno}: forward changes one of its arguments, which a recording would "
+            "not. Return what it makes instead."
+        )
 
 
 def _save_nothing(tensor: torch.Tensor) -> None:

@@ -1,0 +1,71 @@
+"""A longer search for silent differences than CI makes: generated models, side effects among them.
+
+    python -m tests.property.long_run --models 1000 --seed 20261126
+
+Writes what it did and what it found to tests/property/results/long_run.json. Exit status 1 if anything differed.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import memopt
+from tests.property.models import HARMLESS
+from tests.property.recipes import random_recipe
+from tests.property.side_by_side import differences
+
+RESULT = Path(__file__).parent / "results" / "long_run.json"
+
+
+def main() -> int:
+    """Run the search and write its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=20261126)
+    options = parser.parse_args()
+    tally: Counter[str] = Counter()
+    effects: Counter[str] = Counter()
+    different: list[str] = []
+    started = time.monotonic()
+
+    generator = random.Random(options.seed)
+    for _ in range(options.models):
+        recipe = random_recipe(generator)
+        differing, explanation = differences(recipe)
+        tally["models"] += 1
+        tally["chains found"] += len(explanation.chains)
+        tally["chains rewritten"] += len(explanation.rewritten)
+        tally["models rewritten"] += bool(explanation.rewritten)
+        tally["models with an effect that must be refused"] += recipe.effect not in HARMLESS
+        effects[recipe.effect] += 1
+        if recipe.effect not in HARMLESS and not any(_names_a_line(note) for note in explanation.notes):
+            different.append(f"{recipe}: the effect was not refused ({explanation.notes})")
+        if differing:
+            different.append(f"{recipe}: {differing[:3]}")
+    document = {
+        "seed": options.seed,
+        "torch": torch.__version__,
+        "memopt": memopt.__version__,
+        **tally,
+        "effects": dict(sorted(effects.items())),
+        "different": different,
+        "seconds": round(time.monotonic() - started),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+    return 1 if different else 0
+
+
+def _names_a_line(note: str) -> bool:
+    return ".py:" in note
+
+
+if __name__ == "__main__":
+    sys.exit(main())
