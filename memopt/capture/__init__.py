@@ -12,6 +12,7 @@ from memopt.capture.interception import is_recording, through_checkpoints
 from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
 from memopt.capture.side_effects import keeping_python_values
+from memopt.capture.source import replaying_sources
 
 __all__ = [
     "Captured",
@@ -23,6 +24,7 @@ __all__ = [
     "keeping_python_values",
     "outside_places",
     "outside_signature",
+    "replaying_sources",
     "restoring_context",
     "through_checkpoints",
 ]

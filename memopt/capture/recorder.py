@@ -25,7 +25,7 @@ from memopt.capture.frozen import frozen
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, settings, without_batch_counter
 from memopt.capture.side_effects import refusing_side_effects
-from memopt.capture.source import user_line
+from memopt.capture.source import user_line, with_sources
 from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
 from memopt.ir import has_hooks
@@ -67,6 +67,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     recorder = _Recorder(root)
     with (
         quiet_torch(),
+        with_sources(),
         same_context_after(),
         refusing_side_effects(root),
         fake_state(root, mode) as names,

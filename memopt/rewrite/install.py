@@ -100,9 +100,17 @@ def _subclass(
     return subclass
 
 
-@functools.cache
+_metaclasses: dict[Any, Any] = {}
+
+
 def _metaclass(of_users_class: Any) -> Any:
     """What forward writes to its class (`type(self).steps += 1`) must arrive at the user's class."""
+    if of_users_class not in _metaclasses:
+        _metaclasses[of_users_class] = _make_metaclass(of_users_class)
+    return _metaclasses[of_users_class]
+
+
+def _make_metaclass(of_users_class: Any) -> Any:
 
     set_own: Any = of_users_class.__setattr__
 

@@ -8,6 +8,9 @@ from torch import fx
 from memopt.find import Found
 from memopt.ir import Kind
 
+_STATE = ("get_attr", "placeholder")
+"""In graphs of Dynamo's, parameters and buffers are inputs."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -37,7 +40,7 @@ class Run:
             and not node.meta["autocast"]
             and all(self._is_there_before(source) for source in node.all_input_nodes)
             and self._writes_what_nobody_reads(node)
-            and not any(self._is_members_state(source) for source in node.all_input_nodes if source.op == "get_attr")
+            and not any(self._is_members_state(source) for source in node.all_input_nodes)
         )
         if movable:
             self.moved.append(node)
@@ -45,7 +48,7 @@ class Run:
 
     def _is_there_before(self, source: fx.Node) -> bool:
         """State with one reader, or what is computed of it: its gradient has one term, whose order is no question."""
-        if source.op != "get_attr" and source not in self.moved:
+        if source.op not in _STATE and source not in self.moved:
             return False
         value = source.meta["val"]
         return len(source.users) == 1 or not value.requires_grad
@@ -54,7 +57,7 @@ class Run:
         writes = node.meta["writes"]
         if not writes:
             return True
-        states = [source for source in node.all_input_nodes if source.op == "get_attr"]
+        states = [source for source in node.all_input_nodes if source.op in _STATE]
         known = {source.meta["val"].untyped_storage()._cdata for source in states}
         return writes <= known and all(
             user is node or self._comes_later(user, node) for source in states for user in source.users
@@ -67,7 +70,11 @@ class Run:
     def _is_members_state(self, state: fx.Node) -> bool:
         """Whether a member reads, or as a norm writes, this parameter or buffer itself."""
         for member in self.nodes:
-            if member.op == "call_module" and str(state.target).startswith(f"{member.target}."):
+            if (
+                state.op == "get_attr"
+                and member.op == "call_module"
+                and str(state.target).startswith(f"{member.target}.")
+            ):
                 return True
             if member in self.found.concats:
                 continue
