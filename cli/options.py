@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     optimize.add_argument("--json", metavar="FILE", help="write the report as JSON; - writes it to stdout, alone")
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
-    _command(commands, "explain", "show which chains are found in a model and why the rest is left alone")
+    explain = _command(commands, "explain", "show every chain of a model, what is done with it and what that saves")
+    explain.add_argument("--json", metavar="FILE", help="write that as JSON; - writes it to stdout, alone")
     return parser
 
 

@@ -177,10 +177,11 @@ def _cell(figures: StepFigures | None, field: str, rough: bool) -> str:
     value = _value(figures, field)
     if value is None:
         return NOTHING
-    return _seconds(value, rough) if field.endswith("_seconds") else _mebibytes(value)
+    return _seconds(value, rough) if field.endswith("_seconds") else mebibytes(value)
 
 
-def _mebibytes(size_bytes: float) -> str:
+def mebibytes(size_bytes: float) -> str:
+    """A size in bytes as "12.3 MiB"."""
     size = size_bytes / MIB
     return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
 
