@@ -58,7 +58,7 @@ DENSE: dict[str, tuple[Make, tuple[int, ...], int]] = {
     "torchvision DenseNet, drop_rate": (partial(_torchvision, drop_rate=0.2), IMAGE, 13),
     "torchvision DenseNet, memory_efficient": (partial(_torchvision, memory_efficient=True), IMAGE, 13),
     "timm DenseNet, BatchNormAct2d": (_timm, IMAGE, 13),
-    "timm DenseNet, GroupNormAct": (partial(_timm, norm_layer=partial(GroupNormAct, group_size=4)), IMAGE, 13),
+    "timm DenseNet, GroupNormAct": (partial(_timm, norm_layer=partial(GroupNormAct, group_size=2)), IMAGE, 13),
     "timm DenseNet, LayerNorm2d": (partial(_timm, norm_layer="layernorm2d"), IMAGE, 13),
     "timm DenseNet, SiLU, drop rates": (partial(_timm, act_layer="silu", drop_rate=0.1, proj_drop_rate=0.1), IMAGE, 13),
     "timm DenseNet, memory_efficient": (partial(_timm, memory_efficient=True), IMAGE, 13),
