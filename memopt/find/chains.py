@@ -130,7 +130,7 @@ class _Finder:
                 self.specs[node] = spec
         elif spec is not None:
             self.reasons[node] = spec
-        elif (glue := glue_spec(node, root)) is not None:
+        elif (glue := glue_spec(node, root)) is not None and not self.effects.writes_to(state_nodes(node)):
             self.specs[node] = glue
         if _looks_like_norm(node, spec, root):
             self.norms.append(node)

@@ -3,6 +3,7 @@
 A region can run any call that always computes the same from its inputs, writes nowhere and draws no random numbers.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch.fx.node import map_arg
 
 from memopt.ir import Kind, Operand, OpSpec, Role, has_hooks
 
-_PRODUCTS = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.einsum, F.bilinear, "matmul", "bmm", "mm")
+_BY_GRADIENTS = frozenset(
+    (torch.matmul, torch.einsum, torch.tensordot, F.bilinear, F.scaled_dot_product_attention, "matmul", "__matmul__")
+) | {operator.matmul, torch.Tensor.matmul}
+"""Calls for which ATen chooses other kernels where no gradients are recorded, as they are not inside a region."""
 _MODULES = (nn.Linear, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.Softmax)
 
 
@@ -25,7 +29,8 @@ def glue_spec(node: fx.Node, root: nn.Module) -> OpSpec | None:
         assert isinstance(node.target, str)
         module = root.get_submodule(node.target)
         fits = type(module) in _MODULES and not has_hooks(module) and len(node.all_input_nodes) == 1
-        if not fits or (node.meta["autocast"] and isinstance(module, nn.Linear)):
+        is_linear = isinstance(module, nn.Linear)
+        if not fits or (is_linear and (node.meta["autocast"] or value.dim() != 2)):
             return None
         return OpSpec(Kind.PURE, Role.GLUE, from_module=True, aliases=_aliases(node))
     inputs, operands = input_nodes(node), state_nodes(node)
@@ -35,12 +40,14 @@ def glue_spec(node: fx.Node, root: nn.Module) -> OpSpec | None:
         return None  # autocast's casts of parameters are shared with other readers
     if not value.requires_grad and any(n.meta["val"].requires_grad for n in (*inputs, *operands)):
         return None  # it cuts the gradient off
+    if node.target in _BY_GRADIENTS or (node.target is F.linear and value.dim() != 2):
+        return None
     return _spec(node)
 
 
 def hands_on_elements(node: fx.Node, spec: OpSpec, root: nn.Module) -> bool:
     """Whether an operation changes or rearranges the elements of a tensor, instead of mixing or averaging them."""
-    if spec.role not in (Role.GLUE, Role.DROPOUT, Role.ACTIVATION) or node.target in _PRODUCTS:
+    if spec.role not in (Role.GLUE, Role.DROPOUT, Role.ACTIVATION) or node.target is F.linear:
         return False
     if node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), nn.Linear):
         return False

@@ -8,6 +8,7 @@ Writes what it did and what it found to tests/property/results/long_run.json. Ex
 import argparse
 import json
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ import torch
 import memopt
 from tests.property.models import HARMLESS
 from tests.property.recipes import random_recipe
-from tests.property.side_by_side import differences
+from tests.property.side_by_side import differences, eager_repeats_itself
 
 RESULT = Path(__file__).parent / "results" / "long_run.json"
 
@@ -46,11 +47,14 @@ def main() -> int:
         effects[recipe.effect] += 1
         if recipe.effect not in HARMLESS and not any(_names_a_line(note) for note in explanation.notes):
             different.append(f"{recipe}: the effect was not refused ({explanation.notes})")
-        if differing:
+        if differing and recipe.amp and not eager_repeats_itself(recipe):
+            tally["models that eager itself does not repeat under autocast"] += 1
+        elif differing:
             different.append(f"{recipe}: {differing[:3]}")
     document = {
         "seed": options.seed,
         "torch": torch.__version__,
+        "commit": _commit(),
         "memopt": memopt.__version__,
         **tally,
         "effects": dict(sorted(effects.items())),
@@ -61,6 +65,11 @@ def main() -> int:
     RESULT.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(document, indent=2, ensure_ascii=False))
     return 1 if different else 0
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=RESULT.parents[1], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _names_a_line(note: str) -> bool:

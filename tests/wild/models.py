@@ -191,7 +191,7 @@ class GatedFeatures(Net):
 
 
 class GatedConcats(Net):
-    """Squeeze and excitation between a concat and its norm: only the last concat is normalised as it is."""
+    """Squeeze and excitation between a concat and its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,8 +447,8 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "masked convolution": (lambda: with_first_convolution(lambda c: MaskedConv(c, 8, 1)), CHAINS),
     "two norms on one concat": (DualPath, 2 * LAYERS + 1),
     "gated features": (GatedFeatures, CHAINS),
-    "gated concats": (GatedConcats, 1),
-    "shuffled channels": (Shuffled, 1),
+    "gated concats": (GatedConcats, LAYERS),
+    "shuffled channels": (Shuffled, LAYERS),
     "cropped": (Cropped, LAYERS),
     "branches and odd names": (Branching, CHAINS + 1),
     "activated features": (ActivatedFeature, CHAINS),
