@@ -9,7 +9,7 @@ from torch import nn
 
 import memopt
 from tests.helpers import assert_exact, images, reasons, rewritten_copy, train_step
-from tests.wild.models import CHAINS, GROWTH, LAYERS, STEM, Net
+from tests.wild.models import CHAINS, GROWTH, LAYERS, STEM, Layer, Net
 
 
 class SumWithPast(Net):
@@ -18,9 +18,22 @@ class SumWithPast(Net):
     def block(self, x: torch.Tensor) -> torch.Tensor:
         first = x
         for layer in self.layers:
-            first = x
-            x = torch.cat([x, layer(x) + 0.5 * x[:, :GROWTH]], 1)
+            first, past = x, x[:, :GROWTH]  # a view, which is read when the concat itself is no longer needed
+            x = torch.cat([x, layer(x) + 0.5 * past], 1)
         return x + 0.1 * first.mean()
+
+
+class Slices(Net):
+    """A norm reads a view of the concat, which must not be overwritten by the norm's own result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(STEM + GROWTH * index - 2) for index in range(LAYERS))
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x[:, 2:])], 1)
+        return x
 
 
 class SharedGate(Net):
@@ -72,7 +85,7 @@ class CutGradient(Net):
     def block(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             new = layer(x)
-            x = torch.cat([x, new * (new.detach() > 0).float()], 1)
+            x = torch.cat([x, new * torch.sigmoid(new.detach())], 1)
         return x
 
 
@@ -116,6 +129,7 @@ class ChannelsInnermost(Net):
     ("make", "chains"),
     [
         (SumWithPast, CHAINS),
+        (Slices, LAYERS),
         (SharedGate, CHAINS),
         (StandardisedWeights, CHAINS),
         (ReadsStatistics, CHAINS),
