@@ -23,8 +23,17 @@ class SumWithPast(Net):
         return x + 0.1 * first.mean()
 
 
-class Slices(Net):
+class Views(Net):
     """A norm reads a view of the concat, which must not be overwritten by the norm's own result."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x.unflatten(1, (2, -1)).flatten(1, 2))], 1)
+        return x
+
+
+class Slices(Net):
+    """A norm reads some of the channels: a tensor that is not dense."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,6 +138,7 @@ class ChannelsInnermost(Net):
     ("make", "chains"),
     [
         (SumWithPast, CHAINS),
+        (Views, LAYERS),
         (Slices, LAYERS),
         (SharedGate, CHAINS),
         (StandardisedWeights, CHAINS),
