@@ -1,6 +1,7 @@
 """A longer search for silent differences than CI makes: generated models, side effects among them.
 
     python -m tests.property.long_run --models 1000 --seed 20261126
+    python -m tests.property.long_run --recheck    # only what the last run found different
 
 Writes what it did and what it found to tests/property/results/long_run.json. Exit status 1 if anything differed.
 """
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ from tests.property.models import HARMLESS
 from tests.property.recipes import random_recipe
 from tests.property.side_by_side import differences, eager_repeats_itself
 
+UNREPEATED = "models that eager itself does not repeat under autocast"
 RESULT = Path(__file__).parent / "results" / "long_run.json"
 
 
@@ -29,7 +32,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20261126)
+    parser.add_argument("--recheck", action="store_true")
     options = parser.parse_args()
+    if options.recheck:
+        return _recheck()
     tally: Counter[str] = Counter()
     effects: Counter[str] = Counter()
     different: list[str] = []
@@ -48,7 +54,7 @@ def main() -> int:
         if recipe.effect not in HARMLESS and not any(_names_a_line(note) for note in explanation.notes):
             different.append(f"{recipe}: the effect was not refused ({explanation.notes})")
         if differing and recipe.amp and not eager_repeats_itself(recipe):
-            tally["models that eager itself does not repeat under autocast"] += 1
+            tally[UNREPEATED] += 1
         elif differing:
             different.append(f"{recipe}: {differing[:3]}")
     document = {
@@ -61,10 +67,30 @@ def main() -> int:
         "different": different,
         "seconds": round(time.monotonic() - started),
     }
+    return _written(document)
+
+
+def _recheck() -> int:
+    """Try again what differed: whether it still does, and whether eager repeats itself there."""
+    document = json.loads(RESULT.read_text(encoding="utf-8"))
+    generator = random.Random(document["seed"])
+    drawn = [random_recipe(generator) for _ in range(document["models"])]
+    suspects = [r for r in drawn if any(entry.startswith(f"{r}: ") for entry in document["different"])]
+    unrepeated = [r for r in suspects if r.amp and not eager_repeats_itself(r)]
+    document[UNREPEATED] = document.get(UNREPEATED, 0) + len(unrepeated)
+    document["rechecked at commit"] = _commit()
+    document["different"] = [
+        f"{r}: {found[:3]}" for r in suspects if r not in unrepeated and (found := differences(r)[0])
+    ]
+    return _written(document)
+
+
+def _written(document: dict[str, Any]) -> int:
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(document, indent=2, ensure_ascii=False))
-    return 1 if different else 0
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    RESULT.write_text(f"{text}\n", encoding="utf-8")
+    print(text)
+    return 1 if document["different"] else 0
 
 
 def _commit() -> str:
