@@ -12,6 +12,7 @@ from memopt.report.rows import (
     rejection_rows,
 )
 from memopt.report.table import print_comparison, print_explanation, print_table
+from memopt.report.tree import explanation_document
 
 __all__ = [
     "BlockRow",
@@ -20,6 +21,7 @@ __all__ = [
     "block_rows",
     "comparison_document",
     "equivalence_line",
+    "explanation_document",
     "figure_rows",
     "print_comparison",
     "print_explanation",
