@@ -1,6 +1,5 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
-import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from memopt.capture.fake_state import fake_of, fake_state
 from memopt.capture.frozen import frozen
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, settings, without_batch_counter
-from memopt.capture.side_effects import refusing_side_effects
+from memopt.capture.side_effects import refusing_side_effects, require_unchanged
 from memopt.capture.source import user_line, with_sources
 from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
@@ -98,27 +97,11 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 f"{recorder.last_source or type(root).__name__}: forward fails on tensors without data ({what}). "
                 "Check the shapes and dtypes of the inputs."
             ) from error
-        _require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
+        require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
-
-
-def _require_unchanged(root: nn.Module, given: tuple[list[Any], Any], now: Any, same_objects: bool) -> None:
-    """A list that forward appends to, or an object that it writes to, would stay as it is in a replay.
-
-    Raises:
-        CaptureError: forward changed one of its arguments.
-    """
-    leaves, spec = pytree.tree_flatten(now)
-    same = len(leaves) == len(given[0]) and all(a is b for a, b in zip(leaves, given[0], strict=True))
-    if not same or spec != given[1] or not same_objects:
-        code = inspect.unwrap(type(root).forward).__code__
-        raise CaptureError(
-            f"{code.co_filename}:{code.co_firstlineno}: forward changes one of its arguments, which a recording would "
-            "not. Return what it makes instead."
-        )
 
 
 def _save_nothing(tensor: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """What a forward may change besides tensors, and what a recording would therefore freeze."""
 
+import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from memopt.capture.frozen import (
     PLAIN,
@@ -55,6 +57,22 @@ def refusing_side_effects(root: nn.Module) -> Iterator[None]:
         raise CaptureError(
             f"{where_used(root, 'random', 'rng')}: forward draws random numbers outside torch, which a recording would "
             "freeze. Draw them before forward."
+        )
+
+
+def require_unchanged(root: nn.Module, given: tuple[list[Any], Any], now: Any, same_objects: bool) -> None:
+    """A list that forward appends to, or an object that it writes to, would stay as it is in a replay.
+
+    Raises:
+        CaptureError: forward changed one of its arguments.
+    """
+    leaves, spec = pytree.tree_flatten(now)
+    same = len(leaves) == len(given[0]) and all(a is b for a, b in zip(leaves, given[0], strict=True))
+    if not same or spec != given[1] or not same_objects:
+        code = inspect.unwrap(type(root).forward).__code__
+        raise CaptureError(
+            f"{code.co_filename}:{code.co_firstlineno}: forward changes one of its arguments, which a recording would "
+            "not. Return what it makes instead."
         )
 
 
