@@ -7,7 +7,7 @@ this state of the modules only (`memopt.rewrite.signature` compares both before 
 """
 
 from memopt.capture.contexts import restoring_context
-from memopt.capture.frozen import frozen, is_users
+from memopt.capture.frozen import frozen, has_users_code
 from memopt.capture.interception import is_recording, through_checkpoints
 from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
@@ -19,8 +19,8 @@ __all__ = [
     "Place",
     "capture",
     "frozen",
+    "has_users_code",
     "is_recording",
-    "is_users",
     "keeping_python_values",
     "outside_places",
     "outside_signature",

@@ -93,6 +93,11 @@ def is_users(thing: Any) -> bool:
     return not (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
 
 
+def has_users_code(module: nn.Module) -> bool:
+    """Whether a module's class is the user's, or made of one: FSDP2 derives classes of its own from it."""
+    return any(map(is_users, type(module).__mro__))
+
+
 def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
     """Every container inside a value that can change in place, with a copy of it as it is now."""
     parts: list[tuple[Any, Any]] = []

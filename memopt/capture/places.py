@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memopt.capture.frozen import PLAIN, frozen, is_users, namespace_of
+from memopt.capture.frozen import PLAIN, frozen, has_users_code, is_users, namespace_of
 
 _DEEPEST, _MOST_PARTS = 3, 1000
 """How far into containers functions are looked for."""
@@ -57,7 +57,7 @@ def _searched(root: nn.Module) -> "_Search":
     for cls in dict.fromkeys(type(module) for module in root.modules()):
         search.visit_class(cls)
     for module in root.modules():
-        if is_users(type(module)):
+        if has_users_code(module):
             for name, value in vars(module).items():
                 if name not in _MODULE_INTERNALS and not isinstance(value, (*PLAIN, torch.Tensor)):
                     search.visit_inside(value)

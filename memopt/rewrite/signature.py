@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from memopt.capture import frozen, is_users
+from memopt.capture import frozen, has_users_code
 
 _INTERNALS = frozenset(vars(nn.Module()))
 
@@ -81,7 +81,7 @@ def _settings_of(module: nn.Module) -> _Reader:
     this runs for every module at every forward."""
     state = module.__dict__
     key: tuple[Any, ...] = (type(module), *state)
-    if not type(module).__module__.startswith("torch."):  # a user may put a list where there was a number
+    if not type(module).__module__.startswith("torch.nn."):  # a user may put a list where there was a number
         key = (*key, *map(type, state.values()))
     reader = _readers.get(key)
     if reader is None:
@@ -116,7 +116,7 @@ def _with_contents(reader: _Reader, names: list[str]) -> _Reader:
 
 def _is_looked_into(module: nn.Module, name: str, value: Any) -> bool:
     """Torch's own modules keep lists that nobody changes."""
-    return name not in _INTERNALS and is_users(type(module)) and not isinstance(value, (torch.Tensor, nn.Module))
+    return name not in _INTERNALS and has_users_code(module) and not isinstance(value, (torch.Tensor, nn.Module))
 
 
 def _is_plain_tuple(value: Any) -> bool:

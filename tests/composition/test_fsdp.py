@@ -193,6 +193,35 @@ def test_accumulation_with_an_evaluation_between(ranks: Ranks) -> None:
     ranks.run(accumulated)
 
 
+class Scaled(nn.Module):
+    """Reads a list of its own in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dense_net()
+        self.scales = [1.0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x * self.scales[0])
+
+
+def rescaled(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (WORLD_SIZE,))
+    pair = Scaled(), memopt.apply(Scaled())
+    for model in pair:
+        fully_shard(model, mesh=mesh)
+    for scale in (1.0, 3.0):
+        for model in pair:
+            model.scales[0] = scale
+        x = images(seed=rank)
+        assert all(same_bits(a, b) for a, b in zip(*(step(model, x) for model in pair), strict=True))
+    assert len(memopt.explain(pair[1]).rewritten) == 7
+
+
+def test_values_that_a_sharded_module_reads_are_guarded(ranks: Ranks) -> None:
+    ranks.run(rescaled)
+
+
 def synchronised(rank: int) -> None:
     allow_on_cpu()
     make = nn.SyncBatchNorm.convert_sync_batchnorm

@@ -1,6 +1,7 @@
 """SyncBatchNorm inside chains: eager's bits, eager's collectives, none of them twice."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.helpers import (
     train_step,
     unsettle,
 )
+from tests.rewrite.test_between import ReadsStatistics, SharedGate, Slices, SumWithPast
+from tests.wild.models import CHAINS, LAYERS
 
 
 class SyncBatchNormAct(nn.SyncBatchNorm):
@@ -112,6 +115,89 @@ def test_batches_of_different_size(sizes: tuple[int, int], ranks: Ranks) -> None
 
 def test_under_distributed_data_parallel(ranks: Ranks) -> None:
     ranks.run(trained, "converted", "layer", (2, 2), True)
+
+
+def reading_statistics_of_its_own() -> nn.Module:
+    model = ReadsStatistics()
+    for layer in model.layers:
+        layer.norm1, layer.act1 = SyncBatchNormAct(layer.norm1.num_features), nn.Identity()
+    return model
+
+
+BETWEEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "a gate behind each layer": (SharedGate, CHAINS),
+    "a sum with an earlier concat": (SumWithPast, CHAINS),
+    "a slice of the concat": (Slices, LAYERS),
+    "statistics of a norm that has just run": (ReadsStatistics, CHAINS),
+    "statistics of a norm that was looked into": (reading_statistics_of_its_own, CHAINS),
+}
+
+
+def with_something_between(rank: int, name: str, level: str) -> None:
+    """Chains with other operations between their parts."""
+    allow_on_cpu()
+    make, chains = BETWEEN[name]
+    naive = nn.SyncBatchNorm.convert_sync_batchnorm(make())
+    rewritten = rewritten_copy(naive, level)
+    logs: tuple[list[str], list[str]] = ([], [])
+    for step in range(2):
+        observed = []
+        for model, log in zip((naive, rewritten), logs, strict=True):
+            with collectives(log):
+                observed.append(train_step(model, (images(seed=10 * step + rank),)))
+        assert_same(*observed)
+    assert logs[0] == logs[1] != []
+    assert_rewritten(rewritten, chains)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", BETWEEN)
+def test_with_something_between_the_parts_of_a_chain(name: str, level: str, ranks: Ranks) -> None:
+    ranks.run(with_something_between, name, level)
+
+
+class Branching(nn.Module):
+    """Decides by the values of a tensor around a network that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = synchronised()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if bool(x.sum() > -1e9) else self.inner(-x)
+
+
+def in_parts(rank: int) -> None:
+    allow_on_cpu()
+    naive, rewritten = Branching(), memopt.apply(Branching())
+    logs: tuple[list[str], list[str]] = ([], [])
+    observed = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the whole cannot be recorded
+        for model, log in zip((naive, rewritten), logs, strict=True):
+            with collectives(log):
+                observed.append(train_step(model, (images(seed=rank),)))
+    assert_same(*observed)
+    assert logs[0] == logs[1] != []
+    assert_rewritten(rewritten, 7)
+
+
+def test_the_parts_of_a_model_are_rewritten_where_the_whole_cannot_be(ranks: Ranks) -> None:
+    ranks.run(in_parts)
+
+
+def tried_now(rank: int) -> None:
+    """One rank alone asks what would become of the parts: a trial would wait for the other."""
+    allow_on_cpu()
+    if rank == 0:
+        log: list[str] = []
+        with collectives(log), pytest.raises(memopt.CaptureError, match="forward needs the value of a tensor"):
+            memopt.apply(Branching(), images())
+        assert log == []
+
+
+def test_a_trial_of_the_parts_does_not_wait_for_other_processes(ranks: Ranks) -> None:
+    ranks.run(tried_now)
 
 
 def converted_later(rank: int) -> None:

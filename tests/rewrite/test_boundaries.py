@@ -163,6 +163,53 @@ def test_a_model_of_hooked_containers_alone() -> None:
     assert memopt.explain(model).notes == ()
 
 
+class Branching(nn.Module):
+    """Decides by the values of a tensor around a module that does not."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if bool(x.sum() > -1e9) else self.inner(-x)
+
+
+@pytest.mark.filterwarnings("ignore:memopt left")
+@pytest.mark.parametrize("inputs", [None, images()], ids=["lazily", "now"])
+def test_a_container_inside_a_part_of_what_cannot_be_recorded(inputs: torch.Tensor | None) -> None:
+    naive = Branching(dense_net())
+    naive.inner.block1.register_forward_hook(lambda module, args, output: output * 1.5)
+
+    model = memopt.apply(copy.deepcopy(naive), inputs)
+
+    assert_trains_alike(naive, model, images(), at_least=6)
+    explanation = memopt.explain(model)
+    modules = [chain.module for chain in explanation.chains]
+    assert modules == [
+        *(f"inner.block1.layers.{n}.norm1" for n in range(3)),
+        *(f"inner.block2.layers.{n}.norm1" for n in range(2)),
+        "inner.final.0",
+    ]
+    assert [chain.block for chain in explanation.chains] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:memopt left")
+def test_a_container_that_cannot_be_recorded_is_rewritten_in_parts() -> None:
+    naive = dense_net()
+    naive.block1 = Branching(naive.block1)
+    naive.block1.register_forward_hook(lambda module, args, output: output * 1.5)
+    model = memopt.apply(copy.deepcopy(naive))
+
+    assert_trains_alike(naive, model, images(), at_least=5)
+    modules = [chain.module for chain in memopt.explain(model).chains]
+    assert modules == [
+        *(f"block1.inner.layers.{n}.norm1" for n in range(3)),
+        *(f"block2.layers.{n}.norm1" for n in range(2)),
+    ]
+    memopt.remove(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in naive.modules()]
+
+
 class Overwriting(nn.Module):
     """Changes its inputs, as blocks do that start with an in-place activation."""
 
