@@ -28,6 +28,8 @@ from tests.helpers import (
 from tests.rewrite.test_between import ReadsStatistics, SharedGate, Slices, SumWithPast
 from tests.wild.models import CHAINS, LAYERS
 
+convert = nn.SyncBatchNorm.convert_sync_batchnorm
+
 
 class SyncBatchNormAct(nn.SyncBatchNorm):
     """As timm writes it: the norm's own forward, then dropout and activation."""
@@ -42,14 +44,14 @@ class SyncBatchNormAct(nn.SyncBatchNorm):
 
 
 def synchronised() -> nn.Module:
-    return nn.SyncBatchNorm.convert_sync_batchnorm(dense_net())
+    return convert(dense_net())
 
 
 def half_synchronised() -> nn.Module:
     """BatchNorm and SyncBatchNorm in one chain."""
     model = dense_net()
     for layer in (*model.block1.layers, *model.block2.layers):
-        layer.norm2 = nn.SyncBatchNorm.convert_sync_batchnorm(layer.norm2)
+        layer.norm2 = convert(layer.norm2)
     return model
 
 
@@ -118,17 +120,17 @@ def test_under_distributed_data_parallel(ranks: Ranks) -> None:
 
 
 def reading_statistics_of_its_own() -> nn.Module:
-    model = ReadsStatistics()
+    model = convert(ReadsStatistics())
     for layer in model.layers:
         layer.norm1, layer.act1 = SyncBatchNormAct(layer.norm1.num_features), nn.Identity()
     return model
 
 
 BETWEEN: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "a gate behind each layer": (SharedGate, CHAINS),
-    "a sum with an earlier concat": (SumWithPast, CHAINS),
-    "a slice of the concat": (Slices, LAYERS),
-    "statistics of a norm that has just run": (ReadsStatistics, CHAINS),
+    "a gate behind each layer": (lambda: convert(SharedGate()), CHAINS),
+    "a sum with an earlier concat": (lambda: convert(SumWithPast()), CHAINS),
+    "a slice of the concat": (lambda: convert(Slices()), LAYERS),
+    "statistics of a norm that has just run": (lambda: convert(ReadsStatistics()), CHAINS),
     "statistics of a norm that was looked into": (reading_statistics_of_its_own, CHAINS),
 }
 
@@ -137,7 +139,8 @@ def with_something_between(rank: int, name: str, level: str) -> None:
     """Chains with other operations between their parts."""
     allow_on_cpu()
     make, chains = BETWEEN[name]
-    naive = nn.SyncBatchNorm.convert_sync_batchnorm(make())
+    torch.manual_seed(0)
+    naive = make()
     rewritten = rewritten_copy(naive, level)
     logs: tuple[list[str], list[str]] = ([], [])
     for step in range(2):
@@ -206,7 +209,7 @@ def converted_later(rank: int) -> None:
     naive, model = dense_net(), memopt.apply(dense_net())
     x = images(seed=rank)
     assert_same(*(train_step(each, (x,)) for each in (naive, model)))
-    naive, model = (nn.SyncBatchNorm.convert_sync_batchnorm(each) for each in (naive, model))
+    naive, model = (convert(each) for each in (naive, model))
     logs: tuple[list[str], list[str]] = ([], [])
     observed = []
     for each, log in zip((naive, model), logs, strict=True):
@@ -286,8 +289,8 @@ def own_group(rank: int) -> None:
     """Statistics over a group of this rank alone: no synchronisation at all, in eager too."""
     allow_on_cpu()
     groups = [distributed.new_group([n]) for n in range(distributed.get_world_size())]
-    naive = nn.SyncBatchNorm.convert_sync_batchnorm(dense_net(), groups[rank])
-    rewritten = memopt.apply(copy.copy(nn.SyncBatchNorm.convert_sync_batchnorm(dense_net(), groups[rank])))
+    naive = convert(dense_net(), groups[rank])
+    rewritten = memopt.apply(copy.copy(convert(dense_net(), groups[rank])))
     log: list[str] = []
     with collectives(log):
         assert_same(train_step(naive, (images(),)), train_step(rewritten, (images(),)))
