@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from .errors import CommandError, describe
 from .job import make_job
 from .options import build_parser
 from .output import STDOUT, require_writable, write_document
+from .train.command import train
 
 DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -43,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _never_fail_to_encode(sys.stdout, sys.stderr)
     try:
         options = build_parser().parse_args(arguments)
-        return _optimize(options) if options.command == "optimize" else _explain(options)
+        return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc(file=sys.stderr)
-        print(f"memopt: {_line(error)}", file=sys.stderr)
+        print(f"memopt: {_process()}{_line(error)}", file=sys.stderr)
         return UNUSABLE
 
 
@@ -96,9 +98,17 @@ def _explain(options: argparse.Namespace) -> int:
     return DONE
 
 
+COMMANDS = {"optimize": _optimize, "explain": _explain, "train": train}
+
+
 def _without_a_step(explanation: memopt.Explanation) -> memopt.Explanation:
     """Here the rewritten forward never runs, which is then not worth a note."""
     return replace(explanation, notes=tuple(note for note in explanation.notes if note != NOT_RUN_YET))
+
+
+def _process() -> str:
+    """Which of the processes that a launcher started speaks."""
+    return f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
 
 
 def _line(error: Exception) -> str:

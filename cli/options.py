@@ -26,9 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `memopt`; the namespace's `command` is "optimize" or "explain"."""
+    """The parser of `memopt`; the namespace's `command` is "optimize", "explain" or "train"."""
     parser = _Parser(prog="memopt", description="Train any naive DenseNet in memory linear in its depth.")
     parser.add_argument("--version", action="version", version=f"memopt {memopt.__version__}")
+    from .train.options import add_train  # builds on this module
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     optimize = _command(commands, "optimize", "apply memopt to a model and show what that saves")
     optimize.add_argument(
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimize.add_argument("--json", metavar="FILE", help="write the report as JSON; - writes it to stdout, alone")
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
     _command(commands, "explain", "show which chains are found in a model and why the rest is left alone")
+    add_train(commands)
     return parser
 
 
@@ -64,7 +67,7 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
         metavar="SHAPE",
         help="shape of the input, 64x3x32x32; repeat for a forward with several arguments",
     )
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="batch of the inferred input")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="batch of the inferred input")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of model and input; default: %(default)s")
     parser.add_argument("--amp", choices=AMP_DTYPES, help="run under autocast in this dtype; weights stay fp32")
@@ -74,7 +77,8 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's value, a whole number above 0."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
