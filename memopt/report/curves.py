@@ -46,7 +46,7 @@ def draw_curves(curves: Sequence[Curve], title: str, file_format: str) -> bytes:
             axes.plot(epochs, curve.valid, label="validation", color="#d55e00", linestyle="--", marker=marker)
             axes.set_xlabel("epoch")
             axes.set_ylabel(curve.label)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * max(*curve.train, *curve.valid))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
