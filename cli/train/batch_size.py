@@ -17,6 +17,8 @@ USED_SHARE = 0.9
 PRECISION = 0.02
 """The batch found is at most this share below the largest."""
 FIRST_TRY = 16
+LINEAR_TRIES = 3
+"""After so many, every other try halves what is left, in case the peak does not grow linearly."""
 
 
 def largest_batch(peak_bytes: Callable[[int], int], free_bytes: int, most: int, multiple: int = 1) -> int | None:
@@ -42,7 +44,8 @@ def largest_batch(peak_bytes: Callable[[int], int], free_bytes: int, most: int, 
             fits = guess
         else:
             too_large = guess
-        guess = _guess(peaks, free_bytes)
+        halve = len(peaks) > LINEAR_TRIES and len(peaks) % 2 == 0
+        guess = (fits + too_large) // 2 if halve else _guess(peaks, free_bytes)
     return fits or None
 
 
