@@ -103,7 +103,9 @@ def wrapped(model: nn.Module, wrapping: Wrapping) -> Callable[[torch.Tensor], to
         # The model as a whole: a DenseNet has few parameters, and inner boundaries would cut its dense blocks.
         fully_shard(model)
         return forward  # type: ignore[no-any-return]
-    return DistributedDataParallel(forward)
+    # Unused parameters are looked for, because DDP then keeps gradients in the order of the parameters. Otherwise it
+    # sorts them by their arrival, which is another with memopt, and more than two processes add in another order.
+    return DistributedDataParallel(forward, find_unused_parameters=True)
 
 
 def on_first_rank(work: Callable[[], object]) -> None:

@@ -70,10 +70,11 @@ def test_a_step_is_sgd_with_nesterov_momentum() -> None:
     for number in range(2):
         images, labels = batch(number)
         loss = nn.functional.cross_entropy(images.flatten(1) @ weight.T + bias, labels)
-        gradients = [g + 1e-4 * p for g, p in zip(torch.autograd.grad(loss, [weight, bias]), [weight, bias])]
-        buffer = gradients if buffer is None else [0.9 * b + g for b, g in zip(buffer, gradients)]
+        pairs = zip(torch.autograd.grad(loss, [weight, bias]), [weight, bias], strict=True)
+        gradients = [gradient + 1e-4 * parameter for gradient, parameter in pairs]
+        buffer = gradients if buffer is None else [0.9 * b + g for b, g in zip(buffer, gradients, strict=True)]
         with torch.no_grad():
-            for parameter, gradient, b in zip([weight, bias], gradients, buffer):
+            for parameter, gradient, b in zip([weight, bias], gradients, buffer, strict=True):
                 parameter -= 0.1 * (gradient + 0.9 * b)
     trainer = Trainer(model, Recipe(epochs=9))
     trainer.train([batch(0), batch(1)], lambda done: None, lambda: False)
@@ -132,7 +133,7 @@ def test_nothing_but_padding_is_no_division_by_zero() -> None:
 
 def test_divergence_is_an_error() -> None:
     trainer = Trainer(net(), Recipe(epochs=2, learning_rate=1e30))
-    with pytest.raises(DivergedError, match="the loss is (nan|inf) in epoch 1"):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1"):
         fit(trainer, batches, validation)
 
 

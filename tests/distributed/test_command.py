@@ -32,7 +32,6 @@ def test_torchrun_starts_it_and_its_state_goes_on_in_any_number_of_processes(tmp
     subprocess.run(
         [*launcher, *command(*SHORT, "--save", "two")], cwd=tmp_path, env=environment(tmp_path), check=True, timeout=120
     )
-    (tmp_path / "four").symlink_to(tmp_path / "two")
     out, *others = run(4, command("--resume", "two", "--epochs", "3", "--device", "cpu"), tmp_path)
     assert "in 4 processes" in out
     assert "going on from epoch 3, batch 1" in out
@@ -44,7 +43,12 @@ def test_torchrun_starts_it_and_its_state_goes_on_in_any_number_of_processes(tmp
 
 def run_alone(home: Path, *options: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, *command(*options)], cwd=home, env=environment(home), capture_output=True, text=True, check=True
+        [sys.executable, *command(*options)],
+        cwd=home,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [done.stdout]
 
@@ -73,7 +77,7 @@ def test_interrupted_together_and_resumed(tmp_path: Path) -> None:
 def test_a_killed_process_is_an_error_of_the_others_not_a_wait(tmp_path: Path) -> None:
     processes = start(2, command(*SHORT, "--epochs", "10000", "--save", "a"), tmp_path)
     assert processes[0].stdout is not None
-    assert any(line.startswith("epoch 1/") for line in processes[0].stdout)
+    assert any(line.startswith("epoch ") for line in processes[0].stdout)
     processes[1].kill()
     begun = time.monotonic()
     (status, _, err), _ = finish(processes)

@@ -20,7 +20,10 @@ def data_set(count: int = COUNT, *, flip: bool = True) -> DataSet:
     return DataSet("x", InMemory(images, torch.arange(count)), None, count, SIZE, (0.5,) * 3, (0.25,) * 3, flip)
 
 
-def batches(data: DataSet, share: Share = Share(), **options: object) -> Batches:
+ALONE = Share()
+
+
+def batches(data: DataSet, share: Share = ALONE, **options: object) -> Batches:
     return Batches(data, **{"size": 4, "share": share, "seed": 1, "augment": True, "device": CPU, **options})
 
 

@@ -50,7 +50,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     place = write_cifar(tmp_path, KINDS[name])
     file = place / KINDS[name].train[0]
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CommandError, match="is cut short or damaged .* Fetch it again") as error:
+    with pytest.raises(CommandError, match=r"is cut short or damaged .* Fetch it again") as error:
         load_data(str(tmp_path), 32)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)

@@ -72,7 +72,7 @@ def test_the_best_weights_are_a_plain_state_dict(folder: RunFolder) -> None:
 
 
 def test_a_folder_with_a_run_is_not_begun_again(folder: RunFolder) -> None:
-    with pytest.raises(CommandError, match="holds a run already. Go on with it by --resume"):
+    with pytest.raises(CommandError, match=r"holds a run already\. Go on with it by --resume"):
         folder.begin({})
     assert folder.settings() == {"depth": 10}
 
