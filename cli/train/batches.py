@@ -6,6 +6,7 @@ interrupted: random numbers are drawn for the whole batch, and each process take
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ class Batches:
             yield self._normalised(self._moved(pixels)), self._moved(real)
 
     def _moved(self, tensor: Tensor) -> Tensor:
+        # From pinned memory, so that the processor need not wait for what the device still has to do.
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
@@ -100,19 +102,24 @@ class Batches:
         mirrored = torch.rand(self.size, generator=generator) < 0.5
         mine = self.share.of(range(self.size))
         chosen = slice(mine[0], mine[-1] + 1)
-        return _crop(images, moves[chosen], mirrored[chosen] & self.data.flip, margin)
+        flipped = mirrored[chosen] & self.data.flip
+        return _crop(images, self._moved(moves[chosen]), self._moved(flipped), margin)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        scale = torch.tensor(self.data.deviation, device=self.device).view(3, 1, 1) * 255
-        shift = torch.tensor(self.data.mean, device=self.device).view(3, 1, 1) * 255
+        shift, scale = _colours(self.data.mean, self.device), _colours(self.data.deviation, self.device)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         return ((images - shift) / scale).contiguous(memory_format=memory_format)
+
+
+@lru_cache
+def _colours(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Values of the colours in units of a byte, (3, 1, 1); made once, as making them waits for the device."""
+    return torch.tensor(values, device=device).view(3, 1, 1) * 255
 
 
 def _crop(images: Tensor, moves: Tensor, mirrored: Tensor, margin: int) -> Tensor:
     """Cut (N, C, H, W) out of the images with `margin` black pixels around, at `moves` (N, 2)."""
     count, _, height, width = images.shape
-    moves, mirrored = moves.to(images.device), mirrored.to(images.device)
     padded = torch.nn.functional.pad(images, (margin,) * 4)
     rows = torch.arange(height, device=images.device) + moves[:, :1]
     columns = torch.arange(width, device=images.device).expand(count, -1)
