@@ -20,6 +20,11 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wai
 """How gloo and NCCL say that another process is gone or silent."""
 
 
+_kept: list[object] = []
+"""Groups that were joined. DistributedDataParallel must not be the last to let go of one: it waits for the group's
+threads without letting them run Python, which they need to end (seen as a wait for ever in about one of four runs)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wrapping:
     """How a model is run on several devices or processes; at most one of the first two.
@@ -58,6 +63,7 @@ def process_group(device: torch.device, timeout_seconds: int) -> Iterator[Share]
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        _kept.append(dist.group.WORLD)
         yield Share(dist.get_rank(), dist.get_world_size())
     except (RuntimeError, dist.DistError) as error:
         if not any(text in str(error) for text in _LOST):
