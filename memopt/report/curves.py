@@ -1,6 +1,7 @@
 """Loss and error over the epochs, drawn with matplotlib where it is installed."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,10 +47,16 @@ def draw_curves(curves: Sequence[Curve], title: str, file_format: str) -> bytes:
             axes.plot(epochs, curve.valid, label="validation", color="#d55e00", linestyle="--", marker=marker)
             axes.set_xlabel("epoch")
             axes.set_ylabel(curve.label)
-            axes.set_ylim(0, 1.05 * max(*curve.train, *curve.valid))
+            axes.set_ylim(0, _top(curve))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
         content = io.BytesIO()
         figure.savefig(content, format=file_format, dpi=150, metadata={"Date": None} if file_format == "svg" else None)
     return content.getvalue()
+
+
+def _top(curve: Curve) -> float:
+    """Where the axis ends: a little above the largest value; a loss may be infinite, and an error always zero."""
+    largest = max((value for value in (*curve.train, *curve.valid) if math.isfinite(value)), default=0.0)
+    return 1.05 * largest or 1.0
