@@ -52,4 +52,5 @@ def test_prediction_knows_memopt() -> None:
     exact = predicted_peak(make, shape, "cuda", None, memopt.Config(numerics="exact"))
     auto = predicted_peak(make, shape, "cuda", None, memopt.Config())
     assert naive(8) > exact(8) > auto(8)
-    assert naive(16) > 1.8 * naive(8)
+    # Beside what does not depend on the batch: parameters, cuBLAS's workspaces.
+    assert naive(32) - naive(16) > 1.9 * (naive(16) - naive(8)) > 0
