@@ -18,6 +18,7 @@ from memopt.measure.step import autocast, on_device
 from memopt.report import (
     comparison_document,
     equivalence_line,
+    explanation_document,
     print_comparison,
     print_explanation,
     stage_display,
@@ -94,14 +95,22 @@ def _comparison(options: argparse.Namespace, on_stage: Callable[[str], None]) ->
 
 
 def _explain(options: argparse.Namespace) -> int:
-    with stage_display(sys.stderr) as on_stage:
+    stdout = sys.stdout
+    if options.json is not None:
+        require_writable(options.json)
+    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
+    with alone, stage_display(sys.stderr) as on_stage:
         on_stage("loading the model")
         job = make_job(options)
         on_stage("looking for chains")
         model = job.make_model().to(job.device)
         with autocast(model, job.amp):
             memopt.apply(model, on_device(job.inputs, job.device), config=job.config)
-    print_explanation(_without_a_step(memopt.explain(model)), options.target, sys.stdout)
+    explanation = _without_a_step(memopt.explain(model))
+    if options.json is not None:
+        write_document(explanation_document(explanation, options.target), options.json, stdout)
+    if options.json != STDOUT:
+        print_explanation(explanation, options.target, stdout)
     return DONE
 
 

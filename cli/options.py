@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="draw predicted memory over one step, before and after, by category; FILE ends in .html, .svg or .png",
     )
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
-    _command(commands, "explain", "show which chains are found in a model and why the rest is left alone")
+    explain = _command(commands, "explain", "show every chain of a model, what is done with it and what that saves")
+    explain.add_argument("--json", metavar="FILE", help="write that as JSON; - writes it to stdout, alone")
     limits = _command(commands, "limits", "the largest batch, and the deepest model, that train in a given memory")
     limits.add_argument("--memory", required=True, metavar="SIZE", help="of the GPU, 12GiB for example")
     _add_also(limits)

@@ -1,36 +1,43 @@
 """The public calls. `_rewrite_forward` is the whole pipeline on one screen."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from memopt.arguments import as_tuple, checked, unwrapped
-from memopt.capture import Captured, capture
+from memopt.capture import capture, keeping_python_values, through_checkpoints
 from memopt.config import Config, Numerics
-from memopt.errors import EquivalenceError
-from memopt.find import Chain, Rejected, find_chains
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft, waits_for_others
-from memopt.measure.bound import check_bound
+from memopt.errors import CaptureError
+from memopt.explaining import NOTHING_FOUND, explain_rewriting
+from memopt.find import find_chains
+from memopt.ir import (
+    Explanation,
+    FusedPlan,
+    Level,
+    RegionDraft,
+    has_own_forward,
+    join_explanations,
+    waits_for_others,
+)
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
-from memopt.measure.equivalence import check_equivalence
 from memopt.plan import plan_fused, plan_region
 from memopt.rewrite import Region, install, installed, own_forward, splice, uninstall
 from memopt.rewrite.boundaries import boundaries_of, install_within, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
 from memopt.runtime import take_blas_workspaces, unsupported
+from memopt.verify import Copies, verify
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 NOT_RUN_YET = "The rewritten forward has not run yet."
-NOTHING_FOUND = "No concat → norm → activation chain was found: nothing to rewrite."
 
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
 
@@ -45,7 +52,8 @@ def apply(
 ) -> ModuleT:
     """Make a model train in memory linear in its depth. Returns the same object.
 
-    Only what `forward` does while gradients are recorded changes; parameters, buffers, state_dict, hooks, attributes
+    Where forward cannot be recorded as a whole, the largest submodules are rewritten whose forward can. Only what
+    `forward` does while gradients are recorded changes; parameters, buffers, state_dict, hooks, attributes
     and `isinstance` stay. Calling it again changes the configuration; `memopt.remove` undoes it.
 
     Args:
@@ -66,9 +74,8 @@ def apply(
     target = unwrapped(model)
     config = checked(config, example_inputs)
     remove(target)
-    rewriter = Rewriter(_builder(config))
     _left_alone.pop(target, None)
-    install(target, rewriter, _reapply(config))
+    rewriter = _install(target, config, set())
     if example_inputs is None:
         return model
     try:
@@ -77,6 +84,32 @@ def apply(
         remove(target)
         raise
     return model
+
+
+def _install(target: nn.Module, config: Config, warned: set[str], only: int | None = None) -> Rewriter:
+    """Put memopt on one module; on others inside it when its recording stops at them, or cannot be made."""
+
+    def install_too(module: nn.Module) -> None:
+        _install(module, config, warned, only)
+
+    def build(
+        model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> RewrittenForward:
+        rewritten = _rewrite_forward(model, plain, args, kwargs, config, only)
+        install_within(model, rewritten.boundaries, install_too)
+        return rewritten
+
+    def descend(module: nn.Module) -> None:
+        """Where a forward cannot be recorded, those of the largest modules inside it may be."""
+        for child in module.children():
+            if not has_own_forward(child):
+                descend(child)
+            elif next(child.children(), None) is not None and installed(child) is None:
+                install_too(child)
+
+    rewriter = Rewriter(build, descend, warned)
+    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    return rewriter
 
 
 def remove(model: ModuleT) -> ModuleT:
@@ -94,10 +127,27 @@ def explain(model: nn.Module) -> Explanation:
     if not isinstance(rewriter, Rewriter):
         note = "memopt.apply is not in force on this model."
         return _left_alone.get(target, Explanation(False, False, False, (), (note,)))
-    if rewriter.latest is None:
+    known, latest = _known(target, rewriter), rewriter.latest
+    if latest is None or latest.function is not None or latest.boundaries:
+        return known
+    inside = {path: r for path, module in target.named_modules() if path and (r := _recorded(module)) is not None}
+    within = {f"{path}.{b.path}" for path, r in inside.items() if r.latest is not None for b in r.latest.boundaries}
+    parts = [(path, r) for path, r in inside.items() if not any(f"{path}.".startswith(f"{b}.") for b in within)]
+    explained = [(path, _known(target.get_submodule(path), r)) for path, r in parts]
+    return join_explanations(known, explained) if explained else known
+
+
+def _recorded(module: nn.Module) -> Rewriter | None:
+    rewriter = installed(module)
+    return rewriter if isinstance(rewriter, Rewriter) and rewriter.latest is not None else None
+
+
+def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
+    """What one rewriter has to say, and those of the containers that its recording stopped at."""
+    latest = rewriter.latest
+    if latest is None:
         note = "Nothing is recorded yet: the first forward that records gradients does it."
         return Explanation(True, False, False, (), (note,))
-    latest = rewriter.latest
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
     notes = [note for note in known.notes if note != NOTHING_FOUND or not known.chains]
@@ -107,50 +157,51 @@ def explain(model: nn.Module) -> Explanation:
 
 def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
-    with torch.enable_grad():
-        rewritten = rewriter.prepare(target, own_forward(target), inputs, {})
-    if rewritten.function is None and not rewritten.boundaries:
+    try:
+        with torch.enable_grad():
+            rewritten = rewriter.prepare(target, own_forward(target), inputs, {})
+    except CaptureError as error:
+        rewritten = _rewrite_parts(target, rewriter, inputs, error)
+    if not rewritten.explanation.rewritten and not rewritten.boundaries:
         remove(target)
         _left_alone[target] = replace(rewritten.explanation, applied=False)
     elif config.verify:
-        _verify(target, inputs, rewriter, config)
+        unverified = verify(target, _copies(target, config), inputs)
+        if unverified is not None:
+            rewriter.note(unverified)
 
 
-def _verify(target: nn.Module, inputs: tuple[Any, ...], rewriter: Rewriter, config: Config) -> None:
-    """Train copies of both for a step on two samples and compare every bit.
-
-    Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
+def _rewrite_parts(
+    target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], error: CaptureError
+) -> RewrittenForward:
+    """What becomes of a model whose forward cannot be recorded as a whole: seen by running it on a copy.
 
     Raises:
-        EquivalenceError: they differ; the message names the first tensor that does.
+        CaptureError: no submodule is rewritten either, or running it would wait for other processes.
     """
-    waits = waits_for_others(target)
-    if waits is not None:
-        rewriter.note(f"Not verified: {waits} would wait for the other processes.")
-        return
-    rewritten = copy.deepcopy(target)
-    naive = remove(copy.deepcopy(target))
-    try:
-        few = first_samples(inputs, CHECK_SAMPLES)
-        fused = _may_be_fused(target, rewriter, few, config)
-        result = check_bound(naive, rewritten, few) if fused else check_equivalence(naive, rewritten, [few], steps=1)
-    except torch.OutOfMemoryError:
-        rewriter.note("Not verified: the comparison with the untouched model did not fit in memory.")
-        return
-    if not result.passed:
-        raise EquivalenceError(
-            f"{type(target).__name__}: the rewritten model differs from the untouched one, first in "
-            f"{next(iter(result.differing), 'its outputs')}. The model is left as it was. Please report it."
-        )
+    if waits_for_others(target) is not None:
+        raise error
+    with keeping_python_values(target), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                trial = copy.deepcopy(target)
+                trial(*first_samples(inputs, CHECK_SAMPLES))
+        except Exception:
+            raise error from None  # the model itself refuses these inputs
+    explanation = explain(trial)
+    if not explanation.rewritten:
+        raise error
+    return rewriter.rewrite_parts(target, replace(explanation, ran=False))
 
 
-def _may_be_fused(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> bool:
-    """Whether a chain runs on fused kernels, or may do so inside a boundary, which is not recorded yet."""
-    if any(chain.numerics == "fast" for chain in explain(target).chains):
-        return True
-    devices = [leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    has_boundaries = rewriter.latest is not None and bool(rewriter.latest.boundaries)
-    return has_boundaries and any(_wants_fused(config.numerics, device) for device in devices)
+def _copies(target: nn.Module, config: Config) -> Copies:
+    def rewritten(chain: int | None) -> nn.Module:
+        duplicate = remove(copy.deepcopy(target))
+        _install(duplicate, config, set(), chain)
+        return duplicate
+
+    return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
 
 
 def compare(
@@ -187,6 +238,7 @@ def compare(
         apply_on_target=lambda model: apply(model, config=on_target),
         remove=remove,
         explain=explain,
+        checking=through_checkpoints,
         device=device,
         amp=amp,
         measure=measure,
@@ -198,37 +250,23 @@ def compare(
     return result
 
 
-def _builder(config: Config) -> Callable[..., RewrittenForward]:
-    level: Level = "concat" if config.recompute == "concat" else "layer"
-
-    def build(
-        model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> RewrittenForward:
-        rewritten = _rewrite_forward(model, plain, args, kwargs, level, config.numerics)
-        install_within(model, rewritten.boundaries, lambda: Rewriter(build), _reapply(config))
-        return rewritten
-
-    return build
-
-
-def _reapply(config: Config) -> Callable[[nn.Module], nn.Module]:
-    return lambda duplicate: apply(duplicate, config=config)
-
-
 def _rewrite_forward(
     model: nn.Module,
     plain: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    level: Level,
-    numerics: Numerics,
+    config: Config,
+    only: int | None,
 ) -> RewrittenForward:
+    level: Level = "concat" if config.recompute == "concat" else "layer"
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
+    if only is not None:  # one chain by itself, to see which is wrong
+        found = replace(found, chains=found.chains[only : only + 1])
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found) for group in groups]
-    fused = [_fused(group, draft, level, numerics) for group, draft in zip(groups, drafts, strict=True)]
-    explanation = _explain(captured, groups, [*found.rejected, *refused], level, fused)
+    fused = [_fused(group, draft, level, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
+    explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], level, fused)
     boundaries = boundaries_of(captured, found)
     if not groups:
         return RewrittenForward(None, None, explanation, boundaries)
@@ -244,48 +282,7 @@ def _rewrite_forward(
 def _fused(group: Group, draft: RegionDraft, level: Level, numerics: Numerics) -> FusedPlan | str | None:
     """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
     device = group.nodes[0].meta["val"].device
-    if not _wants_fused(numerics, device):
+    if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
         return None
     reason = unsupported(device)
     return plan_fused(draft, level) if reason is None else reason
-
-
-def _wants_fused(numerics: Numerics, device: torch.device) -> bool:
-    return numerics == "fast" or (numerics == "auto" and device.type == "cuda")
-
-
-def _explain(
-    captured: Captured,
-    groups: list[Group],
-    rejected: list[Rejected],
-    level: Level,
-    fused: list[FusedPlan | str | None],
-) -> Explanation:
-    reports: dict[fx.Node, ChainReport] = {}
-    slow: list[str] = []
-    for group, plan in zip(groups, fused, strict=True):
-        numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
-        reports |= {c.norm: _report(c, c.role, "rewritten", level, numerics, None) for c in group.chains}
-        if isinstance(plan, str):
-            blocks = " and ".join(str(block) for block in sorted({chain.block for chain in group.chains}))
-            slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
-    reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason) for entry in rejected}
-    in_order = tuple(reports[node] for node in captured.order if node in reports)
-    notes = slow if reports else [NOTHING_FOUND]
-    return Explanation(True, True, False, in_order, tuple(notes))
-
-
-def _report(
-    entry: Chain | Rejected, role: Any, action: Any, level: Level | None, numerics: Any, reason: str | None
-) -> ChainReport:
-    return ChainReport(
-        node=entry.anchor.name,
-        module=str(entry.norm.target) if entry.norm.op == "call_module" else entry.norm.meta.get("module", ""),
-        source=entry.anchor.meta.get("source", ""),
-        block=entry.block,
-        role=role,
-        action=action,
-        level=level,
-        numerics=numerics,
-        reason=reason,
-    )

@@ -14,8 +14,10 @@ from torch import nn
 
 import memopt
 from densenet_models import bc
+from memopt.runtime.ops.batch_norm import BatchNorm
 from memopt.runtime.ops.convolution import Convolution
-from tests.helpers import assert_same, assert_trains_alike, dense_net, images, rewritten_copy, train_step
+from tests.helpers import assert_same, assert_trains_alike, dense_net, images, reasons, rewritten_copy, train_step
+from tests.wild.models import CHAINS, Checkpointed
 
 
 def test_apply_changes_nothing_that_can_be_seen() -> None:
@@ -149,9 +151,12 @@ def test_a_wrong_runtime_is_found_out_and_taken_off(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Convolution, "backward", wrong)
     model = dense_net()
 
-    with pytest.raises(memopt.EquivalenceError, match="differs from the untouched one, first in"):
+    with pytest.raises(memopt.EquivalenceError, match="differs from the untouched one, first in") as error:
         memopt.apply(model, example_inputs=images())
 
+    assert "The first chain that differs is cat" in str(error.value)
+    assert "block1.layers.0.norm1" in str(error.value)
+    assert "helpers.py:" in str(error.value)
     assert type(model) is type(dense_net())
 
 
@@ -166,16 +171,19 @@ def test_nothing_to_rewrite_leaves_the_model_as_it_is() -> None:
     assert any("nothing to rewrite" in note for note in explanation.notes)
 
 
+class Branching(nn.Module):
+    """Decides by the values of a tensor around a network that does not."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if bool(x.sum() > 0) else self.inner(-x)
+
+
 def test_what_cannot_be_recorded_is_refused_with_example_inputs() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = dense_net()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x) if bool(x.sum() > 0) else self.inner(-x)
-
-    model = Branching()
+    model = Branching(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
 
     with pytest.raises(memopt.CaptureError, match=r"test_api\.py:\d+: forward needs the value of a tensor"):
         memopt.apply(model, example_inputs=images())
@@ -183,22 +191,68 @@ def test_what_cannot_be_recorded_is_refused_with_example_inputs() -> None:
     assert type(model) is Branching
 
 
+def test_the_parts_of_a_model_are_rewritten_where_the_whole_cannot_be() -> None:
+    naive = Branching(dense_net())
+    model = memopt.apply(Branching(dense_net()), example_inputs=images())
+
+    before = memopt.explain(model)
+    assert len(before.rewritten) == len(before.chains) == 7
+    assert not before.ran
+    with pytest.warns(UserWarning, match="memopt left Branching as it is"):
+        assert_trains_alike(naive, model, images(), at_least=7)
+    assert {chain.module.split(".")[0] for chain in memopt.explain(model).chains} == {"inner"}
+    assert "forward needs the value of a tensor" in reasons(model)
+    assert list(model.state_dict()) == list(naive.state_dict())
+    memopt.remove(model)
+    assert type(model.inner) is type(naive.inner)
+
+
+def test_a_copy_of_a_model_rewritten_in_parts_is_rewritten_too() -> None:
+    naive = Branching(dense_net())
+    model = memopt.apply(Branching(dense_net()), example_inputs=images())
+    with pytest.warns(UserWarning, match="memopt left Branching as it is"):
+        assert_trains_alike(naive, copy.deepcopy(model), images(), at_least=7)
+
+
+def test_verification_looks_at_eval_mode_and_at_a_second_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[bool, int]] = set()
+    honest = BatchNorm.forward
+
+    def watched(self: BatchNorm, x: torch.Tensor, *args: Any) -> Any:
+        seen.add((self.training, len(x)))
+        return honest(self, x, *args)
+
+    monkeypatch.setattr(BatchNorm, "forward", watched)
+    memopt.apply(dense_net(), example_inputs=images(4))
+
+    assert {(True, 2), (True, 3), (False, 2)} <= seen
+
+
+def test_verification_that_does_not_fit_in_memory_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Convolution, "forward", out_of_memory)
+    model = memopt.apply(dense_net(), example_inputs=images())
+
+    assert "Not verified: the comparison" in reasons(model)
+    assert memopt.explain(model).applied
+
+
+def test_a_model_with_checkpoints_is_verified_without_them() -> None:
+    model = memopt.apply(Checkpointed(), example_inputs=images())
+
+    assert len(memopt.explain(model).rewritten) == CHAINS
+
+
 def test_what_cannot_be_recorded_runs_as_it_is_and_warns_once() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = dense_net()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x) if bool(x.sum() > 0) else self.inner(-x)
-
-    model = memopt.apply(Branching())
+    model = memopt.apply(Branching(dense_net()))
 
     with pytest.warns(UserWarning, match="memopt left Branching as it is"):
         first = train_step(model, (images(),))
     train_step(model, (images(3),))
 
-    assert_same(train_step(Branching(), (images(),)), first)
+    assert_same(train_step(Branching(dense_net()), (images(),)), first)
     (note,) = memopt.explain(model).notes
     assert "forward needs the value of a tensor" in note
 

@@ -6,7 +6,25 @@ branches on shapes or flags work as in eager; what was decided from them is vali
 this state of the modules only (`memopt.rewrite.signature` compares both before a graph is used).
 """
 
-from memopt.capture.interception import is_recording
+from memopt.capture.contexts import restoring_context
+from memopt.capture.frozen import frozen, is_users
+from memopt.capture.interception import is_recording, through_checkpoints
+from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
+from memopt.capture.side_effects import keeping_python_values
+from memopt.capture.source import replaying_sources
 
-__all__ = ["Captured", "capture", "is_recording"]
+__all__ = [
+    "Captured",
+    "Place",
+    "capture",
+    "frozen",
+    "is_recording",
+    "is_users",
+    "keeping_python_values",
+    "outside_places",
+    "outside_signature",
+    "replaying_sources",
+    "restoring_context",
+    "through_checkpoints",
+]

@@ -4,6 +4,8 @@ from types import CellType
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
 
 _EFFECTS = frozenset({"__setitem__", "register_hook", "retain_grad", "backward"})
 
@@ -36,3 +38,14 @@ def has_tensor(value: Any) -> bool:
 def is_mutation(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function changes something, going by its name and arguments."""
     return name in _EFFECTS or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs
+
+
+def versions(values: Any) -> dict[int, int]:
+    """How often each of the tensors in `values` was written to so far, by its id."""
+    return {id(leaf): leaf._version for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)}
+
+
+def overwritten(node: fx.Node, before: dict[int, int]) -> list[fx.Node]:
+    """The inputs of a call that it wrote to, going by their `versions` before it."""
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    return [n for n in inputs if n.meta["val"]._version != before.get(id(n.meta["val"]))]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from memopt.capture.places import where_used
 from memopt.errors import CaptureError
 from memopt.ir import is_in_pieces, sharding_policy
 
@@ -68,8 +69,8 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
         rebound += _new_tensors(attributes, names)
         if rebound:
             raise CaptureError(
-                f"forward assigns to self.{rebound[0]}, which a recording cannot carry. "
-                "Write a buffer in place (copy_, add_ …); hand anything else out as a result."
+                f"{where_used(root, rebound[0])}: forward assigns to self.{rebound[0]}, which a recording cannot "
+                "carry. Write a buffer in place (copy_, add_ …); hand anything else out as a result."
             )
     finally:
         for store, path in attributes:

@@ -8,6 +8,12 @@ from torch.utils import _pytree as pytree
 
 from memopt.ir import sharding_policy
 
+WHOLE_LATER = (
+    "The parameters of {} are in pieces (DTensor). Where FSDP2 shards them, apply memopt without example inputs: "
+    "forward is then recorded when they are whole. Tensor parallelism is not supported."
+)
+"""Why a tensor cannot be recorded; filled in with its name."""
+
 
 def call_as_hooked(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module's forward alone."""

@@ -3,14 +3,18 @@ torch's own log is quiet."""
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.nn.modules import batchnorm
 from torch.utils import checkpoint
 
+from memopt.capture.source import user_line
+from memopt.errors import CaptureError
 from memopt.ir import synchronised_batch_norm
 
 
@@ -19,6 +23,18 @@ class Recorder(Protocol):
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module and write down what happens."""
+        ...
+
+    def custom(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a `torch.autograd.Function` by `apply`, its own."""
+        ...
+
+    def enter_autocast(self, block: torch.autocast) -> None:
+        """An autocast block has begun."""
+        ...
+
+    def exit_autocast(self) -> None:
+        """The block that began last is about to end."""
         ...
 
 
@@ -40,6 +56,18 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """
     with _in_place(recorder), _calls_intercepted():
         yield
+
+
+@contextmanager
+def through_checkpoints() -> Iterator[None]:
+    """This thread's checkpoints just call their functions, as they do in a recording."""
+    before = getattr(_active, "through", False)
+    _active.through = True
+    try:
+        with _calls_intercepted():
+            yield
+    finally:
+        _active.through = before
 
 
 @contextmanager
@@ -74,6 +102,8 @@ def _in_place(recorder: object) -> Iterator[None]:
 _interception_lock = threading.Lock()
 _interceptions = 0
 _plain_call = nn.Module.__call__
+_plain_apply: Any = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+_plain_enter, _plain_exit = torch.autocast.__enter__, torch.autocast.__exit__
 _plain_reentrant = checkpoint.CheckpointFunction
 _plain_generator = checkpoint._checkpoint_without_reentrant_generator
 _norms: Any = batchnorm
@@ -90,6 +120,10 @@ def _calls_intercepted() -> Iterator[None]:
         checkpoint.CheckpointFunction = _Reentrant  # type: ignore[assignment,misc]
         checkpoint._checkpoint_without_reentrant_generator = _around_checkpoint
         _norms.sync_batch_norm = _Synchronised
+        torch.random.default_generator = _Generator()  # type: ignore[attr-defined,assignment]
+        torch.autograd.Function.apply = classmethod(_apply_function)  # type: ignore[method-assign,assignment]
+        torch.autocast.__enter__ = _enter_autocast  # type: ignore[method-assign]
+        torch.autocast.__exit__ = _exit_autocast  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -100,6 +134,26 @@ def _calls_intercepted() -> Iterator[None]:
                 checkpoint.CheckpointFunction = _plain_reentrant  # type: ignore[misc]
                 checkpoint._checkpoint_without_reentrant_generator = _plain_generator
                 _norms.sync_batch_norm = _plain_sync
+                torch.random.default_generator = torch.default_generator  # type: ignore[attr-defined]
+                torch.autograd.Function.apply = classmethod(_plain_apply)  # type: ignore[method-assign,assignment]
+                torch.autocast.__enter__ = _plain_enter  # type: ignore[method-assign]
+                torch.autocast.__exit__ = _plain_exit  # type: ignore[method-assign]
+
+
+class _Generator:
+    """Stands for torch's generator where `torch.manual_seed` and the like look it up."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state") and is_recording():
+            raise CaptureError(
+                f"{user_line()}: forward seeds torch's random numbers, which a recording would not. "
+                "Seed before forward."
+            )
+        return getattr(torch.default_generator, name)
+
+
+def _looks_through() -> bool:
+    return is_recording() or getattr(_active, "through", False)
 
 
 class _Reentrant:
@@ -107,7 +161,7 @@ class _Reentrant:
 
     @staticmethod
     def apply(function: Any, preserve: bool, *args: Any) -> Any:
-        return function(*args) if is_recording() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
+        return function(*args) if _looks_through() else _plain_reentrant.apply(function, preserve, *args)  # type: ignore[no-untyped-call]
 
 
 class _Synchronised:
@@ -118,7 +172,7 @@ class _Synchronised:
 
 def _around_checkpoint(*args: Any, **kwargs: Any) -> Iterator[Any]:
     """What `checkpoint` does before and after it calls the function: nothing while that is recorded."""
-    if is_recording():
+    if _looks_through():
         yield
     else:
         yield from _plain_generator(*args, **kwargs)
@@ -131,3 +185,24 @@ def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if recorder is _INSIDE_LEAF:
         return module.forward(*args, **kwargs)
     return recorder.call(module, args, kwargs)
+
+
+def _apply_function(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = getattr(_active, "recorder", None)
+    if recorder is None or recorder is _INSIDE_LEAF:
+        return _plain_apply(cls, *args, **kwargs)
+    return recorder.custom(cls, partial(_plain_apply, cls), args, kwargs)
+
+
+def _enter_autocast(block: torch.autocast) -> Any:
+    result = _plain_enter(block)  # type: ignore[no-untyped-call]
+    if is_recording() and _active.recorder is not _INSIDE_LEAF:
+        _active.recorder.enter_autocast(block)
+    return result
+
+
+def _exit_autocast(block: torch.autocast, *error: Any) -> Any:
+    result = _plain_exit(block, *error)
+    if is_recording() and _active.recorder is not _INSIDE_LEAF:
+        _active.recorder.exit_autocast()
+    return result

@@ -1,25 +1,40 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation
+from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation, overwritten, versions
+from memopt.capture.contexts import (
+    context,
+    enter_autocast,
+    exit_autocast,
+    same_context_after,
+    set_gradients,
+    without_backward,
+)
 from memopt.capture.fake_state import fake_of, fake_state
-from memopt.capture.hooked import call_as_hooked
+from memopt.capture.frozen import frozen
+from memopt.capture.hooked import WHOLE_LATER, call_as_hooked
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
-from memopt.capture.side_effects import refusing_side_effects
-from memopt.capture.source import user_line
+from memopt.capture.leaves import is_leaf, is_torchs, settings, without_batch_counter
+from memopt.capture.side_effects import refusing_side_effects, require_unchanged
+from memopt.capture.source import user_line, with_sources
+from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
 from memopt.ir import has_hooks, is_in_pieces
 
@@ -32,14 +47,17 @@ class Captured:
         graph: one placeholder per tensor among the flattened inputs, one node per call into torch. `meta["val"]` of
             a node is its fake result, `meta["source"]` the user's "file:line", `meta["hooked"]` of a module call
             whether hooks, which were not run, may return something else, `meta["boundary"]` whether it is a container
-            of the user's, `meta["overwrites"]` its inputs that it changes.
+            of the user's, `meta["overwrites"]` its inputs that it changes; `meta["random"]`, `meta["writes"]` and
+            `meta["reads_once"]` are what a `Watcher` saw.
         output_spec: how to rebuild what forward returned from the graph's flat outputs.
         order: the nodes as recorded, also after the graph was changed.
+        switches_context: forward has blocks of `no_grad` or `autocast`.
     """
 
     graph: fx.Graph
     output_spec: pytree.TreeSpec
     order: tuple[fx.Node, ...]
+    switches_context: bool = False
 
 
 def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
@@ -58,6 +76,8 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     recorder = _Recorder(root)
     with (
         quiet_torch(),
+        with_sources(),
+        same_context_after(),
         # What a recording runs is no step of the user's: nothing that counts operators or memory may see it.
         _disable_current_modes(),
         refusing_side_effects(root),
@@ -65,10 +85,16 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         recording(recorder),
     ):
         recorder.state_names = names
+        leaves_before = [frozen(leaf) for leaf in leaves]
         fakes = [recorder.placeholder(leaf, mode) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
         try:
-            with mode, recorder, torch.autograd.graph.saved_tensors_hooks(_save_nothing, _nothing_saved):
+            with (
+                mode,
+                recorder.watcher,
+                recorder,
+                without_backward(),
+            ):
                 result = forward(*fake_args, **fake_kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
@@ -83,19 +109,14 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 f"{recorder.last_source or type(root).__name__}: forward fails on tensors without data ({what}). "
                 "Check the shapes and dtypes of the inputs."
             ) from error
+        require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
     graph = recorder.finish()
-    return Captured(graph, output_spec, tuple(graph.nodes))
+    return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
 
 
-def _save_nothing(tensor: torch.Tensor) -> None:
-    """There is no backward of a recording. Fake activations that its graph held would count as memory where a step
-    on fake tensors is measured, and the hooks of a checkpoint or an offloader around this call must not see them."""
-
-
-def _nothing_saved(packed: None) -> torch.Tensor:
-    raise CaptureError(f"{user_line()}: forward differentiates. Apply memopt to the submodules it calls instead.")
+_STRAY = "{}: uses a tensor that is no input, parameter or buffer of the model. Register it as a buffer."
 
 
 class _Recorder(TorchFunctionMode):
@@ -110,8 +131,13 @@ class _Recorder(TorchFunctionMode):
         self.module_stack: list[str] = [""]
         self.last_source = ""
         self._nodes: dict[int, fx.Node] = {}
+        self._without_gradient: set[int] = set()  # made under no_grad
+        self.watcher = Watcher()
+        self._blocks: list[fx.Node] = []
+        self.switches_context = False
         self._alive: list[torch.Tensor] = []  # an id is only a name while its tensor lives
-        self._context = _context()
+        self._context = context()
+        self._settings = {id(module): frozen(settings(module)) for module in root.modules() if is_leaf(module)}
         self._in_pieces = {name for name, parameter in root.named_parameters() if is_in_pieces(parameter)}
 
     def placeholder(self, tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -124,6 +150,7 @@ class _Recorder(TorchFunctionMode):
         return fake
 
     def output(self, flat: list[Any]) -> None:
+        self._follow_context()
         self.graph.output(tuple(self._argument(leaf) for leaf in flat))
 
     def finish(self) -> fx.Graph:
@@ -138,6 +165,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name != "__get__":
+            self._refuse_strays((args, kwargs))
         result = func(*args, **kwargs)
         if name == "__get__":
             if isinstance(result, torch.Tensor):
@@ -149,13 +178,20 @@ class _Recorder(TorchFunctionMode):
             self._record(op, target, args, kwargs, result)
         return result
 
+    def _refuse_strays(self, arguments: Any) -> None:
+        """Before a call, which could write to them: tensors from elsewhere are no part of the recording."""
+        for leaf in pytree.tree_leaves(arguments):
+            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor):
+                self.last_source = user_line()
+                raise CaptureError(_STRAY.format(self.last_source or "forward"))
+
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that forward calls: looked into if it is the user's own."""
         if id(module) not in self.paths:
             raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
         if type(module) is nn.Identity and not has_hooks(module):
             return module.forward(*args, **kwargs)  # nothing happens: a chain goes on behind it
-        if _is_leaf(module):
+        if is_leaf(module):
             return self._call_leaf(module, args, kwargs)
         self.module_stack.append(self.paths[id(module)])
         try:
@@ -165,35 +201,84 @@ class _Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that is not looked into: one `call_module` node."""
-        path, is_boundary = self.paths[id(module)], not _is_torchs(module)
+        path = self.paths[id(module)]
+        if frozen(settings(module)) != self._settings.get(id(module)):
+            raise CaptureError(f"{user_line()}: forward changes a setting of {path} and calls it. Set it before.")
         if not has_hooks(module) and any(name.rpartition(".")[0] == path for name in self._in_pieces):
-            raise CaptureError(_WHOLE_LATER.format(path))
-        versions = {id(t): t._version for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        with inside_leaf(), torch._C.DisableTorchFunction(), _without_batch_counter(module):
+            raise CaptureError(WHOLE_LATER.format(path))
+        before = versions((args, kwargs))
+        with inside_leaf(), torch._C.DisableTorchFunction(), without_batch_counter(module):
             result = call_as_hooked(module, args, kwargs)
         node = self._record("call_module", path, args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
-        node.meta["boundary"] = is_boundary
-        node.meta["overwrites"] = [n for n in node.all_input_nodes if _version(n) != versions.get(id(n.meta["val"]))]
+        node.meta["boundary"] = not is_torchs(module)
+        node.meta["overwrites"] = overwritten(node, before)
         return result
 
     def _record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> fx.Node:
         self.last_source = user_line()
-        if _context() != self._context:
-            raise CaptureError(
-                f"{self.last_source}: forward switches gradients or autocast on or off. Apply memopt to the submodules "
-                "on either side instead."
-            )
+        self._follow_context()
         node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["source"] = self.last_source
+        node.meta["random"], node.meta["writes"] = self.watcher.take()
+        node.meta["reads_once"] = reads_once(result, (args, kwargs))
+        node.meta["autocast"] = any(self._context[2:4])
         node.meta["module"] = self.module_stack[-1]
         self._bind(result, node)
         return node
+
+    def custom(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call of a `torch.autograd.Function`: its backward is its own, so it is not looked into."""
+        self._refuse_strays((args, kwargs))
+        with inside_leaf(), torch._C.DisableTorchFunction():
+            result = apply(*args, **kwargs)
+
+        def custom_function(*given: Any, **named: Any) -> Any:
+            return function.apply(*given, **named)
+
+        self._record("call_function", custom_function, args, kwargs, result)
+        return result
+
+    def enter_autocast(self, block: torch.autocast) -> None:
+        """A block that begins inside forward."""
+        settings = (block.device, block.fast_dtype, block._enabled, block._cache_enabled)
+        self._follow_gradients()
+        self._blocks.append(self._context_node(enter_autocast, settings))
+        self._context = context()
+
+    def exit_autocast(self) -> None:
+        """The end of the block that began last."""
+        self._follow_gradients()
+        self._context_node(exit_autocast, (self._blocks.pop(),))
+        self._context = context()
+
+    def _follow_gradients(self) -> None:
+        """Switch gradients on or off in the graph where forward did."""
+        enabled, *_ = context()
+        if enabled != self._context[0]:
+            self._context_node(set_gradients, (enabled,))
+            self._context = (enabled, *self._context[1:])
+
+    def _follow_context(self) -> None:
+        self._follow_gradients()
+        if context() != self._context:
+            raise CaptureError(
+                f"{self.last_source}: forward switches autocast or inference mode on or off by a call. Write a block "
+                "(with torch.autocast(...), with torch.no_grad())."
+            )
+
+    def _context_node(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        self.switches_context = True
+        return self.graph.call_function(function, args)
 
     def _bind(self, result: Any, node: fx.Node) -> None:
         node.meta["val"] = result
         if isinstance(result, torch.Tensor):
             self._nodes[id(result)] = node
+            if not result.requires_grad and not torch.is_grad_enabled():
+                self._without_gradient.add(id(result))
+            else:
+                self._without_gradient.discard(id(result))
             self._alive.append(result)
         elif isinstance(result, (tuple, list)):
             for index, part in enumerate(result):
@@ -217,63 +302,17 @@ class _Recorder(TorchFunctionMode):
                 raise CaptureError(f"{self.last_source}: a tensor inside a {type(value).__name__} cannot be recorded.")
             return value
         node = self._nodes.get(id(value))
+        if node is not None and value.requires_grad and id(value) in self._without_gradient:
+            raise CaptureError(
+                f"{self.last_source}: a tensor made without gradients has one. Call custom autograd functions as "
+                "Function.apply(...)."
+            )
         if node is None:
             name = self.state_names.get(id(value))
             if name is None:
-                raise CaptureError(
-                    f"{self.last_source or 'forward'}: uses a tensor that is no input, parameter or buffer of the "
-                    "model. Register it as a buffer."
-                )
+                raise CaptureError(_STRAY.format(self.last_source or "forward"))
             if name in self._in_pieces:
-                raise CaptureError(_WHOLE_LATER.format(name))
+                raise CaptureError(WHOLE_LATER.format(name))
             node = self.graph.create_node("get_attr", name)
             self._bind(value, node)
         return node
-
-
-@contextmanager
-def _without_batch_counter(module: nn.Module) -> Iterator[None]:
-    """With `momentum=None` a norm reads the value of its counter, which a fake tensor does not have.
-
-    Its result does not depend on it, and the counter belongs to the real forward alone.
-    """
-    if not isinstance(module, nn.modules.batchnorm._NormBase) or module.momentum is not None:
-        yield
-        return
-    module.momentum = 0.0
-    try:
-        yield
-    finally:
-        module.momentum = None
-
-
-def _context() -> tuple[Any, ...]:
-    devices = ("cpu", "cuda")
-    return (
-        torch.is_grad_enabled(),
-        *(torch.is_autocast_enabled(d) for d in devices),
-        *(torch.get_autocast_dtype(d) for d in devices),
-    )
-
-
-_WHOLE_LATER = (
-    "The parameters of {} are in pieces (DTensor). Where FSDP2 shards them, apply memopt without example inputs: "
-    "forward is then recorded when they are whole. Tensor parallelism is not supported."
-)
-
-
-def _version(node: fx.Node) -> int | None:
-    value = node.meta["val"]
-    return value._version if isinstance(value, torch.Tensor) else None
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Torch's own modules, and whatever has hooks that inlining would skip."""
-    return has_hooks(module) or _is_torchs(module)
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-        return True
-    home = type(module).__module__
-    return (home.startswith("torch.nn.") or home.startswith("torch._dynamo")) and not isinstance(module, nn.Sequential)

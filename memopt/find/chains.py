@@ -3,7 +3,8 @@
 Forms found: a norm that reads a concat along channels (a list, `*args`, pairwise growing, prepended, of one tensor),
 or a norm that reads a tensor which is itself a part of such a concat (a block's first layer in the growing style).
 From the norm the chain goes on through activation, convolution, dropout and further norms as long as each result has
-one reader, to the tensor that joins the next concat; where it does not get there (a transition, the final norm), it
+one reader, to the tensor that joins the next concat, also through other operations that can be repeated (a gate, a
+sum, a shuffle) behind the concat or before the next one; where it does not get there (a transition, the final norm), it
 ends at its first convolution, or at the pooling behind it.
 """
 
@@ -16,7 +17,11 @@ from torch import fx, nn
 
 from memopt.find.classify import CONCAT_FUNCTIONS, classify, concat_parts, operand_nodes
 from memopt.find.effects import Effects
-from memopt.ir import OpSpec, Role
+from memopt.find.glue import glue_spec, hands_on_elements, input_nodes, state_nodes
+from memopt.ir import Kind, OpSpec, Role
+
+MOST_BETWEEN = 20
+"""Operations that may stand between two parts of a chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,22 @@ class Found:
     concats: dict[fx.Node, list[fx.Node]]
     effects: Effects
 
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The values that a node of a region reads, once for each time: parts of a concat, inputs of a call."""
+        if node in self.concats:
+            return self.concats[node]
+        if self.specs[node].kind is Kind.JOINT:
+            return input_nodes(node)
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        return [first]
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The other tensors of its call: parameters and buffers, as a rule."""
+        if node in self.concats:
+            return []
+        return state_nodes(node) if self.specs[node].kind is Kind.JOINT else operand_nodes(node)
+
 
 def find_chains(graph: fx.Graph, root: nn.Module) -> Found:
     """Find every chain of a recorded graph, and the reason for every one that cannot be rewritten."""
@@ -81,6 +102,7 @@ def find_chains(graph: fx.Graph, root: nn.Module) -> Found:
 class _Finder:
     def __init__(self, graph: fx.Graph, root: nn.Module, effects: Effects) -> None:
         self.effects = effects
+        self.root = root
         self.specs: dict[fx.Node, OpSpec] = {}
         self.reasons: dict[fx.Node, str] = {}
         self.concats: dict[fx.Node, list[fx.Node]] = {}
@@ -108,6 +130,8 @@ class _Finder:
                 self.specs[node] = spec
         elif spec is not None:
             self.reasons[node] = spec
+        elif (glue := glue_spec(node, root)) is not None and not self.effects.writes_to(state_nodes(node)):
+            self.specs[node] = glue
         if _looks_like_norm(node, spec, root):
             self.norms.append(node)
 
@@ -118,39 +142,117 @@ class _Finder:
             return None
         if source in self.other_concats:
             return Rejected(source, norm, 0, self.other_concats[source])
-        if source not in self.concats and source not in self.parts:
+        before = [] if source in self.concats or source in self.parts else self._between(source)
+        if before is None or (not before and source not in self.concats and source not in self.parts):
             return None
-        anchor = source if source in self.concats else norm
+        heads = [node for node in (*before, source) if node in self.concats]
+        anchor = heads[0] if heads else norm
         if norm not in self.specs:
             return Rejected(anchor, norm, 0, self.reasons.get(norm, "its norm is of an unknown kind"))
-        nodes = [source, norm] if source in self.concats else [norm]
         role, tail = self._tail(norm)
-        return Chain(anchor, norm, (*nodes, *tail), role, 0)
+        nodes = dict.fromkeys((*heads, *before, norm, *tail))
+        return Chain(anchor, norm, tuple(sorted(nodes, key=self.effects.position.__getitem__)), role, 0)
+
+    def _between(self, source: fx.Node) -> list[fx.Node] | None:
+        """What stands between a norm and the concat before it (a gate, a shuffle), that concat included."""
+        found: dict[fx.Node, None] = {}
+        todo = [source]
+        while todo and len(found) < MOST_BETWEEN:
+            node = todo.pop()
+            if node in found or (node not in self.concats and not self._may_stand_between(node)):
+                continue
+            found[node] = None
+            todo += () if node in self.concats else self._inputs(node)
+        return list(found) if self._leads_to_concat(source, found) else None
+
+    def _leads_to_concat(self, source: fx.Node, found: dict[fx.Node, None]) -> bool:
+        """Whether a concat's own elements arrive at a norm: past gates, but through no convolution or mean."""
+        todo, seen = [source], {source}
+        while todo:
+            node = todo.pop()
+            if node in self.concats:
+                return True
+            if node in found and hands_on_elements(node, self.specs[node], self.root):
+                todo += [n for n in self._inputs(node) if n not in seen and n in found]
+                seen.update(todo)
+        return False
+
+    def _ahead(self, start: fx.Node) -> list[fx.Node] | None:
+        """What stands between a chain's last operation and the next concat (a gate on the new feature, a sum)."""
+        reached: dict[fx.Node, None] = {}
+        todo = list(start.users)
+        while todo and len(reached) < MOST_BETWEEN:
+            node = todo.pop()
+            if node not in reached and node not in self.concats and self._may_stand_between(node):
+                reached[node] = None
+                todo += () if node in self.parts else node.users
+        features = [node for node in reached if node in self.parts]
+        if not features:
+            return None
+        needed: dict[fx.Node, None] = {}
+        todo = [min(features, key=self.effects.position.__getitem__)]
+        while todo:
+            node = todo.pop()
+            if node in reached and node not in needed:
+                needed[node] = None
+                todo += self._inputs(node)
+        return list(needed)
+
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [n for n in node.all_input_nodes if n.op != "get_attr"]
+
+    def _may_stand_between(self, node: fx.Node) -> bool:
+        return node in self.specs and self.specs[node].role is not Role.NORM
 
     def _tail(self, norm: fx.Node) -> tuple[Literal["layer", "exit"], list[fx.Node]]:
         """The nodes after the norm that belong to the chain."""
         tail: list[fx.Node] = []
         shortest: list[fx.Node] | None = None
+        plain: list[fx.Node] | None = None  # as far as there is nothing but a chain's own operations
         current = norm
-        while current not in self.parts and (following := self._only_reader(current)) is not None:
-            role = self.specs[following].role
+        while current not in self.parts:
+            following = self._only_reader(current)
+            joined = [following] if following is not None else self._joined(current)
+            if joined is None:
+                break
+            role = Role.GLUE if following is None else self.specs[following].role
             if role is Role.POOL:
-                ends_here = shortest is None or len(shortest) == len(tail)
-                return "exit", [*tail, following] if ends_here or shortest is None else shortest
-            tail.append(following)
+                return "exit", [*tail, *joined] if shortest in (None, tail) else shortest
+            plain = list(tail) if role is Role.GLUE and plain is None else plain
+            tail += joined
             if role is Role.CONSUMER and shortest is None:
                 shortest = list(tail)
-            current = following
+            current = tail[-1]
         if current in self.parts:
             return "layer", tail
-        return "exit", tail if shortest is None else shortest
+        ahead = self._ahead(current)
+        if ahead is not None:
+            return "layer", [*tail, *ahead]
+        return "exit", shortest or (tail if plain is None else plain)
+
+    def _joined(self, start: fx.Node) -> list[fx.Node] | None:
+        """Operations that together make one tensor of another, as x · sigmoid(x) does; the one that makes it last."""
+        joined: dict[fx.Node, None] = {}
+        while len(joined) < MOST_BETWEEN:
+            readers = {user for node in (start, *joined) for user in node.users} - joined.keys()
+            if not readers:
+                return None
+            following = min(readers, key=self.effects.position.__getitem__)
+            if following in self.concats or not self._may_stand_between(following):
+                return None
+            joined[following] = None
+            if readers == {following}:
+                return list(joined)
+        return None
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
         """The node that continues a chain: the one reader of `node`, run by one of our operations on it."""
         if len(node.users) != 1:
             return None
         (reader,) = node.users
-        if reader not in self.specs or reader.args[0] is not node or node in operand_nodes(reader):
+        if reader not in self.specs or self.specs[reader].role is Role.GLUE:
+            return None
+        if reader.args[0] is not node or node in operand_nodes(reader):
             return None
         return reader
 

@@ -66,6 +66,8 @@ def concat_parts(node: fx.Node) -> list[fx.Node] | str | None:
         return f"concatenates dimension {dim}, not channels"
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, fx.Node) for part in parts):
         return "concatenates something other than a list of tensors"
+    if any(part.meta["val"].dim() > 1 and not part.meta["val"].shape[1] for part in parts):
+        return "concatenates a tensor without channels"
     return [part for part in parts if isinstance(part, fx.Node)]
 
 

@@ -23,6 +23,7 @@ class Effects:
         inside = [(node, source) for node in graph.nodes for source in node.meta.get("overwrites", ())]
         for node, source in (*self.mutations.items(), *inside):
             self._writers.setdefault(_storage_of(source), []).append(node)
+        self._written = {storage for node in graph.nodes for storage in node.meta.get("writes", ())}
         # Values whose own gradient can be looked at: those that forward returns, and those with a hook.
         self.observed = {source for node in graph.nodes if _observes(node) for source in node.all_input_nodes}
 
@@ -47,6 +48,10 @@ class Effects:
             if node not in members and self.position[node] >= start:
                 return node
         return None
+
+    def writes_to(self, state: list[fx.Node]) -> bool:
+        """Whether forward writes to one of these parameters and buffers: backward could not read them again."""
+        return not self._written.isdisjoint({_storage_of(node) for node in state})
 
     def _last_use(self, node: fx.Node) -> int:
         return max((self.position[user] for user in node.users), default=-1)

@@ -1,6 +1,6 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
-from memopt.ir.chain import ChainReport, Explanation
+from memopt.ir.chain import ChainReport, Explanation, join_explanations
 from memopt.ir.fused import (
     MAX_CONV_CHANNELS,
     MAX_MATMUL_CHANNELS,
@@ -13,7 +13,7 @@ from memopt.ir.fused import (
     PlainStage,
     Pooling,
 )
-from memopt.ir.modules import has_hooks
+from memopt.ir.modules import has_hooks, has_own_forward
 from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
 from memopt.ir.plan import (
     Compute,
@@ -60,8 +60,10 @@ __all__ = [
     "dense",
     "group_of",
     "has_hooks",
+    "has_own_forward",
     "is_fully_sharded",
     "is_in_pieces",
+    "join_explanations",
     "sharding_policy",
     "synchronised_batch_norm",
     "waits_for_others",

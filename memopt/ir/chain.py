@@ -1,6 +1,7 @@
 """What was found in a model and what became of it: frozen values that find, plan and report share."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -19,6 +20,7 @@ class ChainReport:
         level: recompute level used, "concat" or "layer"; None when rejected.
         numerics: how it runs, "exact" or "fast"; None when rejected.
         reason: why it was rejected; None when rewritten.
+        saved_bytes: activations that eager keeps for backward and the rewritten chain does not, by their shapes.
     """
 
     node: str
@@ -30,6 +32,7 @@ class ChainReport:
     level: Literal["concat", "layer"] | None
     numerics: Literal["exact", "fast"] | None
     reason: str | None
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +68,19 @@ class Explanation:
         lines += [f"  rejected {c.node} ({c.source or c.module}): {c.reason}" for c in self.rejected]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def join_explanations(whole: Explanation, parts: Iterable[tuple[str, Explanation]]) -> Explanation:
+    """What became of a model that was rewritten in parts, each with its path: blocks are numbered on."""
+    chains: list[ChainReport] = []
+    notes = list(whole.notes)
+    ran = captured = False
+    for path, part in parts:
+        first = max((chain.block for chain in chains), default=0)
+        chains += [
+            replace(c, block=c.block + first if c.block else 0, module=f"{path}.{c.module}".rstrip("."))
+            for c in part.chains
+        ]
+        notes += [f"In {path}: {note}" for note in part.notes if part.chains or not part.captured]
+        ran, captured = ran or part.ran, captured or part.captured
+    return Explanation(whole.applied, captured, ran, tuple(chains), tuple(dict.fromkeys(notes)))

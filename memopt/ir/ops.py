@@ -19,6 +19,7 @@ class Kind(StrEnum):
     DROPOUT = "dropout"  # draws random numbers once, keeps its mask
     AVG_POOL = "avg_pool"  # its gradient needs only its input's shape
     PURE = "pure"  # any other deterministic function of one tensor (and parameters)
+    JOINT = "joint"  # a deterministic function of several tensors (and parameters)
 
 
 class Role(StrEnum):
@@ -31,6 +32,7 @@ class Role(StrEnum):
     DROPOUT = "dropout"
     POOL = "pool"  # changes the spatial size: ends a region
     IDENTITY = "identity"  # returns its input
+    GLUE = "glue"  # anything else between the parts of a chain: a gate, a sum, a view
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class OpSpec:
             zeros around. None for any other.
         pool: window of an average pooling whose windows lie side by side: as far apart as they are large, nothing
             padded, every position counted alike. None for anything else.
+        aliases: its result is a view of an input.
     """
 
     kind: Kind
@@ -80,16 +83,19 @@ class OpSpec:
     activation: Activation | None = None
     window: tuple[int, ...] | None = None
     pool: tuple[int, ...] | None = None
+    aliases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Stands in `OpSpec.args` for the n-th tensor handed to the region with the node."""
+    """Stands in `OpSpec.args` for the n-th tensor handed to the region with the node; for a JOINT, its inputs first."""
 
     index: int
 
 
-NEEDS_INPUT: frozenset[Kind] = frozenset({Kind.BATCH_NORM, Kind.SYNC_BATCH_NORM, Kind.CONVOLUTION, Kind.PURE})
+NEEDS_INPUT: frozenset[Kind] = frozenset(
+    {Kind.BATCH_NORM, Kind.SYNC_BATCH_NORM, Kind.CONVOLUTION, Kind.PURE, Kind.JOINT}
+)
 """Kinds whose gradient reads the operation's input."""
 
 NEEDS_OUTPUT: frozenset[Kind] = frozenset({Kind.RELU})

@@ -1,6 +1,7 @@
 """Before and after as data: equivalence, predicted GPU memory, and measured memory and time."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +95,7 @@ def compare(
     remove: ModelFunction,
     explain: Explain,
     apply_on_target: ModelFunction | None = None,
+    checking: Callable[[], AbstractContextManager[None]] = nullcontext,
     device: torch.device | None = None,
     amp: torch.dtype | None = None,
     measure: bool = True,
@@ -114,6 +116,7 @@ def compare(
         remove: takes memopt off again.
         explain: what memopt did with a model.
         apply_on_target: puts memopt on a model as it would be on `target`; None: as here.
+        checking: entered while the two models are compared.
         device: where to check and to measure; None for the GPU if torch has one, else the CPU.
         amp: autocast dtype or None.
         measure: run and measure real training steps too; False predicts only.
@@ -132,7 +135,8 @@ def compare(
     before, after = _Variant("before", leave, leave), _Variant("after", lambda model: apply(model, None), remove)
     predicted = after if apply_on_target is None else replace(after, apply=apply_on_target)
     on_stage("checking that the numbers stay the same")
-    result = _checked(subject, apply, explain, check_steps, target)
+    with checking():
+        result = _checked(subject, apply, explain, check_steps, target)
     if not result.equivalence.passed:
         return result
     for variant in (before, predicted):

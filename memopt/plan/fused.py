@@ -57,8 +57,11 @@ class _Planner:
 
     def plan(self, level: Level) -> FusedPlan:
         draft = self.draft
-        if any(step.op.kind is Kind.SYNC_BATCH_NORM for step in draft.steps):
-            raise _NotFusedError("its norms wait for the statistics of other processes (SyncBatchNorm)")
+        for step in draft.steps:
+            if step.op.kind is Kind.SYNC_BATCH_NORM:
+                raise _NotFusedError("its norms wait for the statistics of other processes (SyncBatchNorm)")
+            if step.op.role is Role.GLUE:
+                raise _NotFusedError(f"{step.name} stands between its layers, which no kernel does")
         chains = tuple(self._chain(index, level) for index, step in enumerate(draft.steps) if self._reads_arena(step))
         used = {s for chain in chains for stage in chain.stages for s in _steps_of(stage)}
         for index, step in enumerate(draft.steps):

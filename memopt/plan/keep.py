@@ -33,6 +33,17 @@ def kept_values(draft: RegionDraft, level: Level) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
+def unsaved_bytes(draft: RegionDraft, level: Level) -> dict[str, int]:
+    """For each step, by name, the bytes of its result that eager keeps for backward and `level` does not."""
+    kept = {*kept_values(draft, level), *draft.outputs}
+    saved_in_eager = {v for step in draft.steps if step.output in draft.requires_grad for v in needed_by(step)}
+    return {
+        step.name: draft.extents[step.output].size_bytes
+        for step in draft.steps
+        if step.output in saved_in_eager and step.output not in kept
+    }
+
+
 def _recomputed(draft: RegionDraft, level: Level) -> frozenset[int]:
     features = set(draft.outputs) | set(range(draft.input_count))
     for step in draft.steps:
@@ -45,8 +56,8 @@ def _recomputed(draft: RegionDraft, level: Level) -> frozenset[int]:
     for step in draft.steps:
         if step.op.kind is Kind.CONCAT:
             expanded.add(step.output)
-        elif step.op.kind is not Kind.CONVOLUTION and step.output not in features:
-            source = step.inputs[0]
-            if source in expanded or source in features:
-                expanded.add(step.output)
+        elif step.op.kind is Kind.CONVOLUTION or step.output in features:
+            continue
+        elif any(source in expanded or source in features for source in step.inputs):
+            expanded.add(step.output)
     return frozenset(expanded)

@@ -70,6 +70,10 @@ def _backward(draft: RegionDraft, kept: frozenset[int]) -> Program:
     return program
 
 
+def _shares_memory(step: Step) -> bool:
+    return step.in_place or step.op.aliases
+
+
 def _reads(draft: RegionDraft, instruction: Compute | Gradient) -> tuple[int, ...]:
     step = draft.steps[instruction.step]
     return step.leaves if isinstance(instruction, Compute) else needed_by(step)
@@ -94,15 +98,18 @@ def _with_slots(
     draft: RegionDraft, program: Program, lasting: frozenset[int], eligible: Callable[[Step], bool]
 ) -> tuple[Program, list[int]]:
     """Give passing values that can be written to a given place a slot in a scratch buffer."""
-    lasting = lasting | {s.inputs[0] for s in draft.steps if s.in_place and s.output in lasting}
+    for step in reversed(draft.steps):  # what a lasting value is a view of lasts as well
+        if _shares_memory(step) and step.output in lasting:
+            lasting = lasting | frozenset(step.inputs)
     born: dict[int, int] = {}
     died: dict[int, int] = {}
-    owner: dict[int, int] = {}  # an in-place result lives where its input lives
+    owner: dict[int, int] = {}  # an in-place result or a view lives where its input lives
     for instant, instruction in enumerate(program):
         if isinstance(instruction, Compute):
             step = draft.steps[instruction.step]
-            if step.in_place and step.inputs[0] in owner:
-                owner[step.output] = owner[step.inputs[0]]
+            placed = [value for value in step.inputs if value in owner] if _shares_memory(step) else []
+            if placed:
+                owner[step.output] = owner[placed[0]]
             elif eligible(step) and step.output not in lasting:
                 owner[step.output] = step.output
                 born[step.output] = instant
@@ -113,5 +120,5 @@ def _with_slots(
     lifetimes = [Lifetime(born[v], died[v], draft.extents[v].size_bytes) for v in values]
     lanes, sizes = assign_lanes(lifetimes)
     slots = {v: Slot(lane, draft.extents[v].size) for v, lane in zip(values, lanes, strict=True)}
-    placed = [replace(i, slot=slots.get(draft.steps[i.step].output)) if isinstance(i, Compute) else i for i in program]
-    return placed, sizes
+    program = [replace(i, slot=slots.get(draft.steps[i.step].output)) if isinstance(i, Compute) else i for i in program]
+    return program, sizes

@@ -13,6 +13,7 @@ from memopt.report.rows import (
     rejection_rows,
 )
 from memopt.report.table import print_comparison, print_explanation, print_table
+from memopt.report.tree import explanation_document
 
 __all__ = [
     "BlockRow",
@@ -23,6 +24,7 @@ __all__ = [
     "comparison_document",
     "draw_curves",
     "equivalence_line",
+    "explanation_document",
     "figure_rows",
     "print_comparison",
     "print_explanation",

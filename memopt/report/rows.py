@@ -102,7 +102,7 @@ def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[Figu
         first, second = (None if line is None else line.at_peak[name] for line in (before, after))
         if first or second:
             ratio = _ratio(second / first, False) if first and second is not None else NOTHING
-            was, is_now = (NOTHING if size is None else _mebibytes(size) for size in (first, second))
+            was, is_now = (NOTHING if size is None else mebibytes(size) for size in (first, second))
             rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
 
@@ -189,10 +189,11 @@ def _cell(figures: StepFigures | None, field: str, rough: bool) -> str:
     value = _value(figures, field)
     if value is None:
         return NOTHING
-    return _seconds(value, rough) if field.endswith("_seconds") else _mebibytes(value)
+    return _seconds(value, rough) if field.endswith("_seconds") else mebibytes(value)
 
 
-def _mebibytes(size_bytes: float) -> str:
+def mebibytes(size_bytes: float) -> str:
+    """A size in bytes as "12.3 MiB"."""
     size = size_bytes / MIB
     return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
 

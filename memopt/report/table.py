@@ -23,6 +23,7 @@ from memopt.report.rows import (
     rejection_rows,
     shape_text,
 )
+from memopt.report.tree import explanation_tree
 
 
 def print_comparison(
@@ -51,7 +52,7 @@ def print_comparison(
 
 
 def print_explanation(explanation: Explanation, title: str, file: TextIO, width: int | None = None) -> None:
-    """Print which chains were found, what is done with each, and why the rest is left.
+    """Print the chains as a tree: where each was written, what is done with it and what that saves, or why nothing is.
 
     Args:
         explanation: from `memopt.explain`.
@@ -61,7 +62,9 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
     """
     with _printing(file, width) as console:
         console.print(Text(title, style="bold"))
-        _print_chains(console, explanation)
+        if not explanation.rewritten:
+            console.print("\nNothing was rewritten: memopt leaves this model as it is.", style="yellow")
+        console.print("", explanation_tree(explanation), "", sep="\n")
         _print_notes(console, explanation.notes)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from memopt.capture import Captured
 from memopt.find import Found
 from memopt.ir import ChainReport, Explanation
-from memopt.rewrite.dispatch import Boundary, Rewriter
-from memopt.rewrite.install import install, installed
+from memopt.rewrite.dispatch import Boundary
+from memopt.rewrite.install import installed
 
 
 def boundaries_of(captured: Captured, found: Found) -> tuple[Boundary, ...]:
@@ -28,17 +28,12 @@ def boundaries_of(captured: Captured, found: Found) -> tuple[Boundary, ...]:
     return tuple(boundaries.values())
 
 
-def install_within(
-    model: nn.Module,
-    boundaries: tuple[Boundary, ...],
-    make: Callable[[], Rewriter],
-    reapply: Callable[[nn.Module], nn.Module],
-) -> None:
-    """Give the boundaries of a recording their own rewriters, unless they have one."""
+def install_within(model: nn.Module, boundaries: tuple[Boundary, ...], install: Callable[[nn.Module], object]) -> None:
+    """Have `install` give the boundaries of a recording their own rewriters, unless they have one."""
     for boundary in boundaries:
         module = model.get_submodule(boundary.path)
         if installed(module) is None:
-            install(module, make(), reapply)
+            install(module)
 
 
 def with_boundaries(

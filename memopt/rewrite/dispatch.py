@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from memopt.capture import is_recording
+from memopt.capture import Place, is_recording, outside_places, outside_signature
 from memopt.errors import CaptureError
 from memopt.ir import Explanation
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
@@ -59,6 +59,7 @@ REFUSALS = 3
 """Recordings that may fail for one reason before no other is tried."""
 
 Build = Callable[[nn.Module, Plain, tuple[Any, ...], dict[str, Any]], RewrittenForward]
+Descend = Callable[[nn.Module], None]
 
 
 class Rewriter:
@@ -66,13 +67,18 @@ class Rewriter:
 
     Args:
         build: makes a rewritten forward for a module and its inputs; raises CaptureError where it cannot.
+        descend: called with a module whose forward cannot be recorded, to try those inside it.
+        warned: reasons that the user has been told, shared with the rewriters of the modules inside.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, descend: Descend = lambda module: None, warned: set[str] | None = None) -> None:
         self._build = build
+        self._descend = descend
+        self._warned = set[str]() if warned is None else warned
         self._cache: OrderedDict[Signature, RewrittenForward] = OrderedDict()
         self._lock = threading.Lock()
         self._refusals: Counter[str] = Counter()
+        self._outside: list[Place] | None = None
         self.latest: RewrittenForward | None = None
         self.ran = False
 
@@ -93,7 +99,8 @@ class Rewriter:
                 return plain(module, *args, **kwargs)
             self.ran = True
             return pytree.tree_unflatten(rewritten.function(module, *tensors), rewritten.output_spec)
-        key = _key(module, args, kwargs)
+        self._descend(module)
+        key = self._key(module, args, kwargs)
         result = plain(module, *args, **kwargs)  # where this raises too, the fault is not the recording's
         self._leave_alone(module, key, refusal)
         return result
@@ -108,6 +115,12 @@ class Rewriter:
             known = self.latest.explanation
             self.latest = replace(self.latest, explanation=replace(known, notes=(*known.notes, text)))
 
+    def rewrite_parts(self, module: nn.Module, explanation: Explanation) -> RewrittenForward:
+        """Try the modules inside instead; `explanation` is what is known to come of that."""
+        self._descend(module)
+        self.latest = RewrittenForward(None, None, explanation)
+        return self.latest
+
     def prepare(
         self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
@@ -116,14 +129,20 @@ class Rewriter:
         Raises:
             CaptureError: forward cannot be recorded.
         """
-        key = _key(module, args, kwargs)
+        key = self._key(module, args, kwargs)
         with self._lock:
             found = self._cache.get(key)
             if found is None:
                 found = self._build(module, plain, args, kwargs)
-                self._remember(_key(module, args, kwargs), found)  # boundaries have got a class of their own
+                self._outside = outside_places(module)  # modules may have been replaced by others
+                self._remember(self._key(module, args, kwargs), found)  # boundaries have got a class of their own
             self._remember(key, found)
         return found
+
+    def _key(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+        if self._outside is None:
+            self._outside = outside_places(module)
+        return (*_key(module, args, kwargs), outside_signature(self._outside))
 
     def _remember(self, key: Signature, found: RewrittenForward) -> None:
         self._cache[key] = found
@@ -137,7 +156,8 @@ class Rewriter:
         with self._lock:
             self._remember(key, RewrittenForward(None, None, Explanation(True, False, False, (), (reason,))))
             self._refusals[reason] += 1
-            first = self._refusals[reason] == 1
+            first = reason not in self._warned
+            self._warned.add(reason)
         if first:
             warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=_callers_level())
 

@@ -112,5 +112,28 @@ def _subclass(
         "__doc__": base.__doc__,
         _MARK: dispatcher,
     }
-    subclass = cast("type[nn.Module]", type(base.__name__, (base,), namespace))
+    subclass = cast("type[nn.Module]", _metaclass(type(base))(base.__name__, (base,), namespace))
     return subclass
+
+
+_metaclasses: dict[Any, Any] = {}
+
+
+def _metaclass(of_users_class: Any) -> Any:
+    """What forward writes to its class (`type(self).steps += 1`) must arrive at the user's class."""
+    if of_users_class not in _metaclasses:
+        _metaclasses[of_users_class] = _make_metaclass(of_users_class)
+    return _metaclasses[of_users_class]
+
+
+def _make_metaclass(of_users_class: Any) -> Any:
+
+    set_own: Any = of_users_class.__setattr__
+
+    def set_attribute(cls: Any, name: str, value: Any) -> None:
+        if _MARK in vars(cls):
+            setattr(cls.__bases__[0], name, value)
+        else:
+            set_own(cls, name, value)
+
+    return type(of_users_class.__name__, (of_users_class,), {"__setattr__": set_attribute})

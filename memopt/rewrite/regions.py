@@ -1,14 +1,13 @@
 """Which chains run together as one region, and whether that is safe."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from memopt.find import Chain, Found, Rejected
-from memopt.find.classify import operand_nodes
 from memopt.ir import Extent, Kind, OpSpec, RegionDraft, Role, Step
+from memopt.rewrite.runs import Run
 from memopt.runtime.memory_format import suggested_format
 
 
@@ -22,6 +21,7 @@ class Group:
         passed_through: inputs that are read after the region as well.
         outputs: members that are read outside.
         chains: the chains inside.
+        moved: nodes between members that do not depend on them; they run before the region.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -29,6 +29,7 @@ class Group:
     passed_through: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     chains: tuple[Chain, ...]
+    moved: tuple[fx.Node, ...]
 
 
 def group_chains(graph: fx.Graph, found: Found) -> tuple[list[Group], list[Rejected]]:
@@ -36,7 +37,7 @@ def group_chains(graph: fx.Graph, found: Found) -> tuple[list[Group], list[Rejec
     chains = list(found.chains)
     rejected: list[Rejected] = []
     while True:
-        groups = [_describe(nodes, chains, found) for nodes in _runs(graph, chains, found)]
+        groups = [_describe(run, chains, found) for run in _runs(graph, chains, found)]
         refused = [(group, refusal) for group in groups if (refusal := _unsafe(group, found)) is not None]
         if not refused:
             return groups, rejected
@@ -52,13 +53,13 @@ def _touched(chain: Chain, found: Found) -> set[fx.Node]:
     touched = set(chain.nodes)
     todo = list(chain.nodes)
     while todo:
-        new = [source for source in _sources(todo.pop(), found) if source not in touched]
+        new = [source for source in found.sources(todo.pop()) if source not in touched]
         touched.update(new)
         todo += [source for source in new if source in found.concats]
     return touched
 
 
-def _runs(graph: fx.Graph, chains: list[Chain], found: Found) -> list[list[fx.Node]]:
+def _runs(graph: fx.Graph, chains: list[Chain], found: Found) -> list[Run]:
     """Maximal contiguous runs of chain nodes. A chain that leaves its block ends its run: blocks stay apart.
 
     So does a value whose gradient somebody may look at. Its readers, at most one a run, then find it outside of
@@ -72,26 +73,24 @@ def _runs(graph: fx.Graph, chains: list[Chain], found: Found) -> list[list[fx.No
                 members.add(part)
                 todo.append(part)
     ends = {chain.nodes[-1] for chain in chains if chain.role == "exit"} | found.effects.observed
-    runs: list[list[fx.Node]] = [[]]
-    seen: set[fx.Node] = set()
+    runs = [Run(found)]
     for node in graph.nodes:
         if node in members:
-            watched = found.effects.observed.intersection(_sources(node, found))
-            if watched & seen:
-                runs.append([])
-                seen = set()
-            seen |= watched
-            runs[-1].append(node)
-        if node in ends or (node not in members and node.op != "get_attr"):
-            runs.append([])
-            seen = set()
+            watched = found.effects.observed.intersection(found.sources(node))
+            if watched & runs[-1].watched:
+                runs.append(Run(found))
+            runs[-1].watched |= watched
+            runs[-1].nodes.append(node)
+        if node in ends or (node not in members and node.op != "get_attr" and not runs[-1].step_over(node)):
+            runs.append(Run(found))
     norms = {chain.norm for chain in chains}
-    return [run for run in runs if norms.intersection(run)]
+    return [run for run in runs if norms.intersection(run.nodes)]
 
 
-def _describe(nodes: list[fx.Node], chains: list[Chain], found: Found) -> Group:
+def _describe(run: Run, chains: list[Chain], found: Found) -> Group:
+    nodes = run.nodes
     inside = set(nodes)
-    inputs = list(dict.fromkeys(source for node in nodes for source in _sources(node, found) if source not in inside))
+    inputs = list(dict.fromkeys(source for node in nodes for source in found.sources(node) if source not in inside))
     last = found.effects.position[nodes[-1]]
 
     def read_later(node: fx.Node) -> bool:
@@ -100,19 +99,11 @@ def _describe(nodes: list[fx.Node], chains: list[Chain], found: Found) -> Group:
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     passed = [node for node in inputs if read_later(node) and _reads_inside(node, nodes, found) > 1]
     held = [chain for chain in chains if chain.norm in inside]
-    return Group(tuple(nodes), tuple(inputs), tuple(passed), tuple(outputs), tuple(held))
+    return Group(tuple(nodes), tuple(inputs), tuple(passed), tuple(outputs), tuple(held), tuple(run.moved))
 
 
 def _reads_inside(value: fx.Node, nodes: list[fx.Node], found: Found) -> int:
-    return sum(source is value for node in nodes for source in _sources(node, found))
-
-
-def _sources(node: fx.Node, found: Found) -> Iterable[fx.Node]:
-    if node in found.concats:
-        return found.concats[node]
-    first = node.args[0]
-    assert isinstance(first, fx.Node)
-    return (first,)
+    return sum(source is value for node in nodes for source in found.sources(node))
 
 
 def _unsafe(group: Group, found: Found) -> tuple[fx.Node, str] | None:
@@ -121,7 +112,7 @@ def _unsafe(group: Group, found: Found) -> tuple[fx.Node, str] | None:
     if not any(node.meta["val"].requires_grad for node in group.nodes):
         return group.nodes[0], "no gradient flows through it"
     for node in group.nodes:
-        for operand in operand_nodes(node) if node not in found.concats else ():
+        for operand in found.operands(node):
             if operand in inside:
                 return node, f"{node.name} takes a tensor computed in the block as a parameter"
     start = found.effects.position[group.nodes[0]]
@@ -142,7 +133,7 @@ def draft_region(group: Group, found: Found) -> RegionDraft:
     steps: list[Step] = []
     for node in group.nodes:
         number[node] = len(number)
-        sources = tuple(number[source] for source in _sources(node, found))
+        sources = tuple(number[source] for source in found.sources(node))
         widths: tuple[int, ...] = ()
         spec = found.specs.get(node)
         if node in found.concats:

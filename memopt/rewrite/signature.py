@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from memopt.capture import frozen, is_users
+
+_INTERNALS = frozenset(vars(nn.Module()))
+
 Signature = tuple[Any, ...]
 
 _SCALARS = (bool, int, float, str, type(None), torch.dtype)
@@ -32,7 +36,7 @@ def _first_of_each(tensors: list[torch.Tensor]) -> Signature:
 def _describe(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
-    return (type(leaf), leaf if isinstance(leaf, _SCALARS) else id(leaf))
+    return (type(leaf), leaf if isinstance(leaf, _SCALARS) else frozen(leaf))
 
 
 def mode_signature(device_type: str) -> Signature:
@@ -76,12 +80,17 @@ def _settings_of(module: nn.Module) -> _Reader:
     """Reads the plain attributes of a module. Which ones they are is worked out once per class and set of names:
     this runs for every module at every forward."""
     state = module.__dict__
-    key = (type(module), *state)
+    key: tuple[Any, ...] = (type(module), *state)
+    if not type(module).__module__.startswith("torch."):  # a user may put a list where there was a number
+        key = (*key, *map(type, state.values()))
     reader = _readers.get(key)
     if reader is None:
         names = [n for n, value in state.items() if isinstance(value, _SCALARS) or _is_plain_tuple(value)]
         tensors = [n for n, value in state.items() if isinstance(value, torch.Tensor)]
         reader = operator.itemgetter(*names) if names else lambda _: None
+        others = [n for n, value in state.items() if n not in names and _is_looked_into(module, n, value)]
+        if others:
+            reader = _with_contents(reader, others)
         if tensors:  # parameters of nn.DataParallel's replicas are plain attributes
             reader = _with_gradient_flags(reader, tensors)
         _readers[key] = reader
@@ -94,6 +103,20 @@ def _with_gradient_flags(reader: _Reader, tensors: list[str]) -> _Reader:
         return reader(state), *(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
 
     return read
+
+
+def _with_contents(reader: _Reader, names: list[str]) -> _Reader:
+    """Containers and objects are compared by what is in them."""
+
+    def read(state: dict[str, Any]) -> Any:
+        return reader(state), *(frozen(state[name]) for name in names)
+
+    return read
+
+
+def _is_looked_into(module: nn.Module, name: str, value: Any) -> bool:
+    """Torch's own modules keep lists that nobody changes."""
+    return name not in _INTERNALS and is_users(type(module)) and not isinstance(value, (torch.Tensor, nn.Module))
 
 
 def _is_plain_tuple(value: Any) -> bool:

@@ -2,17 +2,16 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from memopt.capture import Captured
+from memopt.capture import Captured, restoring_context
 from memopt.errors import CaptureError, MemoptError
 from memopt.find import Found
-from memopt.find.classify import operand_nodes
 from memopt.ir import FusedPlan, RegionPlan
 from memopt.rewrite.live import look_up_at_once
 from memopt.rewrite.regions import Group
@@ -50,13 +49,19 @@ def splice(captured: Captured, found: Found, regions: list[Region]) -> Spliced:
         graph.lint()
     except RuntimeError as error:
         raise MemoptError(f"memopt built an invalid graph ({error}). Please report this model.") from error
-    return _generate(graph)
+    spliced = _generate(graph)
+    return replace(spliced, function=restoring_context(spliced.function)) if captured.switches_context else spliced
 
 
 def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:
     group = region.group
+    for node in group.moved:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                group.nodes[0].prepend(source)
+        group.nodes[0].prepend(node)
     with graph.inserting_before(group.nodes[0]):
-        operands = tuple(() if n in found.concats else _operands(graph, n) for n in group.nodes)
+        operands = tuple(() if n in found.concats else _operands(graph, n, found) for n in group.nodes)
         call = graph.call_function(_callable(region.plan, name), (group.inputs, operands))
         call.meta["source"] = group.nodes[0].meta.get("source", "")
         results = [
@@ -111,13 +116,13 @@ def _guard(node: fx.Node, recorded: torch.Tensor) -> Callable[[Any], Any]:
     return as_recorded
 
 
-def _operands(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, ...]:
+def _operands(graph: fx.Graph, node: fx.Node, found: Found) -> tuple[fx.Node, ...]:
     """What a step is bound to at every forward: the live module, or the tensors of a function call."""
     if node.op == "call_module":
         assert isinstance(node.target, str)
         return (graph.create_node("get_attr", node.target),)
     copies: list[fx.Node] = []
-    for operand in operand_nodes(node):
+    for operand in found.operands(node):
         # State may first be read inside the region: read it again before it.
         copies.append(graph.node_copy(operand) if operand.op == "get_attr" else operand)
     return tuple(copies)

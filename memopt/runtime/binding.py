@@ -17,7 +17,7 @@ _DOUBLE_BACKWARD = (
 
 
 class Binding:
-    """The operations of one forward; None for a concat.
+    """The operations of one forward: an `Operation` (a `Joint` passes for one), None for a concat.
 
     Every use of a parameter is an argument of its own. The latest use comes first: the engine adds the gradients of a
     parameter that is used several times, here and elsewhere, in the order in which they are handed to it, and this is

@@ -14,7 +14,7 @@ read after the region is handed through the region (`passed_through`), so that t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step
 from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.gradients import GradientSums
 from memopt.runtime.memory_format import concat_format, dense_strides, suggested_format
+from memopt.runtime.ops import as_joint
 
 
 def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
@@ -103,6 +104,8 @@ def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tenso
         step, op = schedule.plan.steps[number], call.binding.ops[number]
         if op is None:
             values[step.output] = _concat(step, values, instruction.slot, scratch)
+        elif (joint := as_joint(op)) is not None:
+            values[step.output] = joint.forward(_inputs(step, values), call.binding.parameters_of(number, parameters))
         else:
             call.binding.count_own_batch(number)
             x = values[step.inputs[0]]
@@ -159,6 +162,9 @@ def _recompute(
     if op is None:
         values[step.output] = _concat(step, values, instruction.slot, scratch)
         return
+    if (joint := as_joint(op)) is not None:
+        values[step.output] = joint.recompute(_inputs(step, values), call.binding.parameters_of(number, parameters))
+        return
     x = values[step.inputs[0]]
     out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
     stash = stashes[call.stash_span[number]]
@@ -180,10 +186,18 @@ def _differentiate(
     assert op is not None
     places = call.binding.index[number]
     needs = (
-        step.inputs[0] in call.requires_grad,
+        *(value in call.requires_grad for value in step.inputs),
         *(p is not None and ~p in call.requires_grad for p in places),
     )
     grad, owned = total
+    if (joint := as_joint(op)) is not None:
+        params = call.binding.parameters_of(number, parameters)
+        gradients = joint.backward(grad, _inputs(step, values), params, needs)
+        for value, gradient in zip(step.inputs, gradients, strict=False):
+            if gradient is not None:
+                sums.add(value, gradient, owned=False)
+        _hand_out(places, gradients[len(step.inputs) :], parameter_grads)
+        return
     x_grad, *own = op.backward(
         grad,
         values.get(step.inputs[0]),
@@ -195,6 +209,18 @@ def _differentiate(
     )
     if x_grad is not None and needs[0]:
         sums.add(step.inputs[0], x_grad, owned=owned if x_grad is grad else _is_fresh(x_grad, grad))
+    _hand_out(places, own, parameter_grads)
+
+
+def _inputs(step: Step, values: dict[int, torch.Tensor]) -> Tensors:
+    return tuple(values[number] for number in step.inputs)
+
+
+def _hand_out(
+    places: tuple[int | None, ...],
+    own: Sequence[torch.Tensor | None],
+    parameter_grads: list[torch.Tensor | None],
+) -> None:
     for place, gradient in zip(places, own, strict=True):
         if place is not None and gradient is not None:
             parameter_grads[place] = gradient

@@ -131,14 +131,49 @@ def _draws(net: Net, x: torch.Tensor) -> torch.Tensor:
     return x if random.random() < 2 else -x
 
 
-def _without_gradients(net: Net, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return net.norm(x)
+def _under_inference_mode(net: Net, x: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        x = x * 2
+    return net.norm(x)
 
 
-def _under_autocast(net: Net, x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return F.relu(net.norm(x))
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return -grad
+
+
+doubled = Doubled.apply
+
+
+def _calls_a_renamed_function(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return net.norm(doubled(net.norm(x)))
+
+
+def test_an_autograd_function_is_one_node() -> None:
+    _, captured = _record(lambda net, x: Doubled.apply(net.norm(x)))
+
+    *_, function, _ = captured.graph.nodes
+    assert function.op == "call_function"
+    assert function.meta["val"].requires_grad
+
+
+def test_blocks_of_no_grad_and_autocast_are_part_of_the_graph() -> None:
+    def body(net: Net, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = net.norm(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.relu(net.norm(x))
+
+    _, captured = _record(body)
+
+    called = [getattr(node.target, "__name__", node.target) for node in captured.graph.nodes if node.target]
+    switches = [name for name in called if "set_" in name or "autocast" in name]
+    assert switches == ["set_gradients", "set_gradients", "enter_autocast", "exit_autocast"]
 
 
 STRAY = torch.ones(3)
@@ -157,8 +192,8 @@ def _stray(net: Net, x: torch.Tensor) -> torch.Tensor:
         (_assigns, "assigns to self.scale"),
         (_leaves_a_tensor, "assigns to self.last"),
         (_draws, "draws random numbers outside torch"),
-        (_without_gradients, r"test_recorder\.py:\d+: forward switches gradients or autocast"),
-        (_under_autocast, r"test_recorder\.py:\d+: forward switches gradients or autocast"),
+        (_under_inference_mode, r"test_recorder\.py:\d+: forward switches autocast or inference mode"),
+        (_calls_a_renamed_function, r"test_recorder\.py:\d+: a tensor made without gradients has one"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -1,10 +1,13 @@
 """DenseNets as people write them, one `Recipe` for each combination of habits."""
 
+import itertools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,6 +80,86 @@ _CHANNEL_DROPOUT: Any = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 _POOL: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
+HARMLESS = frozenset({"none", "buffer in place", "buffer under no_grad", "autocast off"})
+"""Effects that a recording carries."""
+
+
+class _Settings:
+    """An object of the user's that forward reads and writes."""
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+
+RATES = [1.0]
+
+
+def _private(model: Any) -> float:
+    model._steps += 1.0
+    return model._steps
+
+
+def _object(model: Any) -> float:
+    model.settings.rate += 1
+    return model.settings.rate
+
+
+def _nested(model: Any) -> float:
+    model.table["rates"][0] += 1
+    return model.table["rates"][0]
+
+
+def _global(model: Any) -> float:
+    RATES[0] += 1
+    return RATES[0]
+
+
+def _on_class(model: Any) -> float:
+    type(model).shared += 1
+    return model.shared
+
+
+def _in_place(model: Any) -> Tensor:
+    return model.average.add_(0.5)
+
+
+def _under_no_grad(model: Any) -> Tensor:
+    with torch.no_grad():
+        model.average.mul_(0.9).add_(0.1)
+    return model.average
+
+
+def _rebound(model: Any) -> Tensor:
+    model.average = model.average + 0.5
+    return model.average
+
+
+def _without_autocast(model: Any) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return model.average * 2 + 1
+
+
+EFFECTS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda model: 1.0,
+    "private counter": _private,
+    "object": _object,
+    "nested container": _nested,
+    "global": _global,
+    "class attribute": _on_class,
+    "python random": lambda model: random.random(),
+    "own python random": lambda model: model.generator.random(),
+    "numpy random": lambda model: float(numpy.random.rand()),
+    "own numpy random": lambda model: float(model.numpy_generator.random()),
+    "iterator": lambda model: next(model.schedule),
+    "seeded": lambda model: torch.manual_seed(3).initial_seed(),
+    "value of a tensor": lambda model: float(model.average.sum()) + 1,
+    "buffer in place": _in_place,
+    "buffer under no_grad": _under_no_grad,
+    "buffer rebound": _rebound,
+    "autocast off": _without_autocast,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One DenseNet and the way it is trained. Its `repr` is all that is needed to see a failure again."""
@@ -107,6 +190,7 @@ class Recipe:
     amp: bool = False
     level: str = "layer"
     batch: int = 2
+    effect: str = "none"
 
     @property
     def grows(self) -> bool:
@@ -282,6 +366,8 @@ class Block(nn.ModuleList):
 class DenseNet(nn.Module):
     """Stem, dense blocks, transitions, head."""
 
+    shared = 0.0
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
@@ -295,6 +381,12 @@ class DenseNet(nn.Module):
             if number + 1 < len(recipe.layers):
                 transition, channels, size = self._transition(channels, size)
                 self.transitions.append(transition)
+        self._steps = 0.0
+        self.settings, self.table = _Settings(), {"rates": [1.0]}
+        self.generator, self.numpy_generator = random.Random(0), numpy.random.default_rng(0)
+        if recipe.effect == "iterator":
+            self.schedule: Any = itertools.count(1.0, 0.5)
+        self.register_buffer("average", torch.ones(1))
         self.norm = _norm(recipe, channels, size)
         self.classifier = nn.Linear(channels, 3)
 
@@ -313,6 +405,8 @@ class DenseNet(nn.Module):
         concat = CONCATS[self.recipe.concat]
         skips: list[Tensor] = []
         x = self.stem(x)
+        if self.recipe.effect != "none":
+            x = x * EFFECTS[self.recipe.effect](self)
         for number, block in enumerate(self.blocks):
             out = block(x, skips)
             x = concat(out) if isinstance(out, list) else out

@@ -1,46 +1,58 @@
 """Which recipes there are: a hypothesis strategy, and what memopt is expected to make of the plain ones."""
 
+import random
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.property.models import ACTIVATIONS, CONCATS, DROPOUTS, EXTRAS, NORMS, STYLES, Recipe
+from tests.property.models import ACTIVATIONS, CONCATS, DROPOUTS, EFFECTS, EXTRAS, NORMS, STYLES, Recipe
 
 MODES = ("train", "train", "eval", "frozen norms", "frozen affine", "one norm frozen")
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dimensions": (2, 1, 3),
+    "style": STYLES,
+    "concat": tuple(CONCATS),
+    "layers": ((3,), (1,), (2, 2), (4,), (1, 3)),
+    "growth": (3, 1, 4, 5, 13),
+    "stem": (4, 1, 6),
+    "size": (4, 5, 6),
+    "norm": NORMS,
+    "activation": tuple(ACTIVATIONS),
+    "bottleneck": (0, 2, 4),
+    "kernel": (3, 1),
+    "groups": (False, False, True),
+    "bias": (False, True),
+    "padding_mode": ("zeros", "zeros", "reflect"),
+    "dropout": DROPOUTS,
+    "extra": ("none", *EXTRAS),
+    "bare_first": (False, True),
+    "returns_list": (False, True),
+    "transition": ("pool", "same size", "none"),
+    "head": ("classifier", "features"),
+    "mode": MODES,
+    "frozen_stem": (False, False, True),
+    "channels_last": (False, False, True),
+    "amp": (False, False, False, True),
+    "level": ("layer", "concat"),
+    "batch": (2, 3),
+}
+"""What each field of a recipe may be; what is written twice is drawn twice as often."""
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any DenseNet that eager itself can train."""
-    recipe = Recipe(
-        dimensions=draw(st.sampled_from((2, 1, 3))),
-        style=draw(st.sampled_from(STYLES)),
-        concat=draw(st.sampled_from(tuple(CONCATS))),
-        layers=draw(st.sampled_from(((3,), (1,), (2, 2), (4,), (1, 3)))),
-        growth=draw(st.sampled_from((3, 1, 4, 5, 13))),
-        stem=draw(st.sampled_from((4, 1, 6))),
-        size=draw(st.sampled_from((4, 5, 6))),
-        norm=draw(st.sampled_from(NORMS)),
-        activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
-        bottleneck=draw(st.sampled_from((0, 2, 4))),
-        kernel=draw(st.sampled_from((3, 1))),
-        groups=draw(st.sampled_from((False, False, True))),
-        bias=draw(st.booleans()),
-        padding_mode=draw(st.sampled_from(("zeros", "zeros", "reflect"))),
-        dropout=draw(st.sampled_from(DROPOUTS)),
-        extra=draw(st.sampled_from(("none", *EXTRAS))),
-        bare_first=draw(st.booleans()),
-        returns_list=draw(st.booleans()),
-        transition=draw(st.sampled_from(("pool", "same size", "none"))),
-        head=draw(st.sampled_from(("classifier", "features"))),
-        mode=draw(st.sampled_from(MODES)),
-        frozen_stem=draw(st.sampled_from((False, False, True))),
-        channels_last=draw(st.sampled_from((False, False, True))),
-        amp=draw(st.sampled_from((False, False, False, True))),
-        level=draw(st.sampled_from(("layer", "concat"))),
-        batch=draw(st.sampled_from((2, 3))),
-    )
-    return _sensible(recipe)
+    return _sensible(Recipe(**{name: draw(st.sampled_from(choices)) for name, choices in CHOICES.items()}))
+
+
+def random_recipe(generator: random.Random) -> Recipe:
+    """The same, drawn evenly, with something that forward does besides computing."""
+    drawn = {name: generator.choice(choices) for name, choices in CHOICES.items()}
+    effects = tuple(EFFECTS)
+    return _sensible(Recipe(**drawn, effect=generator.choice((*["none"] * len(effects), *effects))))
 
 
 def _sensible(recipe: Recipe) -> Recipe:

@@ -1,14 +1,18 @@
 """Random DenseNets, written in every style, train bit for bit as they would without memopt."""
 
 import copy
+import random
+from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 
 import memopt
 from memopt.measure.equivalence import check_equivalence
-from tests.property.models import Recipe
-from tests.property.recipes import recipes
+from tests.property.models import EFFECTS, HARMLESS, Recipe
+from tests.property.recipes import random_recipe, recipes
+from tests.property.side_by_side import differences
 
 
 def assert_exact(recipe: Recipe) -> memopt.Explanation:
@@ -45,3 +49,16 @@ def test_plain_styles_are_rewritten_completely() -> None:
 
             assert explanation.ran
             assert len(explanation.rewritten) == len(explanation.chains) == 7, (style, explanation)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_effects_of_forward_happen_as_in_eager(seed: int) -> None:
+    """A little of what `long_run` does."""
+    effect = tuple(EFFECTS)[seed % len(EFFECTS)]
+    recipe = replace(random_recipe(random.Random(seed)), effect=effect, amp=False)  # eager must repeat itself
+
+    differing, explanation = differences(recipe)
+
+    assert not differing, recipe
+    if recipe.effect not in HARMLESS:
+        assert any(".py:" in note for note in explanation.notes), (recipe, explanation)

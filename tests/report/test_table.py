@@ -94,10 +94,10 @@ def test_autocast_and_device_are_in_the_heading(comparison: Comparison) -> None:
 
 def test_explanation(comparison: Comparison) -> None:
     file = io.StringIO()
-    print_explanation(comparison.explanation, "model.py:Net", file, 80)
+    print_explanation(comparison.explanation, "model.py:Net", file, 120)
     text = file.getvalue()
     assert "15 chains found, 10 rewritten, 5 left alone" in text
-    assert "4 of 8" in text
+    assert "dense block 2: 5 of 9 rewritten" in text
     assert "too [bold]small[/bold]" in text
     assert "Note: One note about the model." in text
 

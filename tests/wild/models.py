@@ -191,7 +191,7 @@ class GatedFeatures(Net):
 
 
 class GatedConcats(Net):
-    """Squeeze and excitation between a concat and its norm: only the last concat is normalised as it is."""
+    """Squeeze and excitation between a concat and its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,6 +337,89 @@ class OwnAutocast(Net):
         return self.head(x.float())
 
 
+class AutocastLayers(Net):
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                new = layer(x)
+            x = torch.cat([x, new], 1)
+        return x
+
+
+class DenseUNet(nn.Module):
+    """FC-DenseNet: dense blocks down and up, skips joined to what comes back up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, STEM, 3, padding=1)
+        wide = STEM + GROWTH * LAYERS
+        self.down = nn.ModuleList(NoBottleneck(STEM + GROWTH * i) for i in range(LAYERS))
+        self.transition_down = nn.Sequential(
+            nn.BatchNorm2d(wide), nn.ReLU(True), nn.Conv2d(wide, wide, 1), nn.Dropout2d(0.2), nn.MaxPool2d(2)
+        )
+        self.middle = nn.ModuleList(NoBottleneck(wide + GROWTH * i) for i in range(LAYERS))
+        self.transition_up = nn.ConvTranspose2d(GROWTH * LAYERS, GROWTH * LAYERS, 2, stride=2)
+        joined = wide + GROWTH * LAYERS
+        self.up = nn.ModuleList(NoBottleneck(joined + GROWTH * i) for i in range(LAYERS))
+        self.final = nn.Conv2d(GROWTH * LAYERS, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for layer in self.down:
+            x = torch.cat([x, layer(x)], 1)
+        skip, x, new = x, self.transition_down(x), []
+        for layer in self.middle:
+            new.append(layer(x))
+            x = torch.cat([x, new[-1]], 1)
+        x = torch.cat([self.transition_up(torch.cat(new, 1)), skip], 1)
+        new = []
+        for layer in self.up:
+            new.append(layer(x))
+            x = torch.cat([x, new[-1]], 1)
+        return self.final(torch.cat(new, 1))
+
+
+class CalledAutocast(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        torch.set_autocast_enabled("cpu", True)
+        x = self.block(x)
+        torch.set_autocast_enabled("cpu", False)
+        torch.clear_autocast_cache()
+        return self.head(x.float())
+
+
+class Averaging(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(STEM))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(x.mean((0, 2, 3)))
+        return self.head(self.block(x - self.average[:, None, None]))
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 2 * grad
+
+
+class Rounded(Net):
+    """A gradient of its own behind every layer."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, StraightThrough.apply(layer(x))], 1)
+        return x
+
+
 def _shared_activation() -> nn.Module:
     activation = nn.ReLU(inplace=True)
     return Net(activation=lambda: activation)
@@ -364,20 +447,25 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "masked convolution": (lambda: with_first_convolution(lambda c: MaskedConv(c, 8, 1)), CHAINS),
     "two norms on one concat": (DualPath, 2 * LAYERS + 1),
     "gated features": (GatedFeatures, CHAINS),
-    "gated concats": (GatedConcats, 1),
-    "shuffled channels": (Shuffled, 1),
+    "gated concats": (GatedConcats, LAYERS),
+    "shuffled channels": (Shuffled, LAYERS),
     "cropped": (Cropped, LAYERS),
     "branches and odd names": (Branching, CHAINS + 1),
     "activated features": (ActivatedFeature, CHAINS),
     "skips and lists": (Skips, LAYERS),
     "buffer of its own": (Counting, CHAINS),
+    "buffer averaged under no_grad": (Averaging, CHAINS),
+    "no_grad inside": (FrozenStem, CHAINS),
+    "autocast inside": (OwnAutocast, LAYERS),
+    "autocast around every layer": (AutocastLayers, LAYERS),
+    "autograd function of its own": (Rounded, CHAINS),
+    "dense U-Net": (DenseUNet, 3 * LAYERS),
 }
 """By form: the model, and how many chains at least run rewritten."""
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "stochastic depth": (StochasticDepth, "random numbers outside torch"),
     "scheduled": (Scheduled, "steps"),
-    "no_grad inside": (FrozenStem, "switches gradients or autocast"),
-    "autocast inside": (OwnAutocast, "switches gradients or autocast"),
+    "autocast by a call": (CalledAutocast, "by a call. Write a block"),
 }
 """By form: the model, and what the reason says."""
 
@@ -471,12 +559,115 @@ class Siamese(nn.Module):
         return self.conv(F.relu(self.norm(torch.cat([x, x.flip(3)], 0)))).mean((2, 3))
 
 
+class ConvNormAct(nn.Sequential):
+    """Convolution first, as in all of the look-alikes below."""
+
+    def __init__(self, fan_in: int, fan_out: int, kernel: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2), nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)
+        )
+
+
+class Harmonic(nn.Module):
+    """HarDNet: layer k reads the features that lie powers of two behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links = [[0], [1, 0], [2], [3, 2, 0]]
+        self.layers = nn.ModuleList(ConvNormAct(sum(3 if i == 0 else 4 for i in link), 4) for link in self.links)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [x]
+        for link, layer in zip(self.links, self.layers, strict=True):
+            features.append(layer(torch.cat([features[i] for i in link], 1)))
+        return torch.cat(features, 1).mean((2, 3))
+
+
+class ResidualDenseNetwork(ResidualDense):
+    """RDN: residual dense blocks, and all their results joined once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.fuse = ResidualDense(), nn.Conv2d(6, 3, 1)
+
+    def dense(self, x: torch.Tensor) -> list[torch.Tensor]:
+        features = [x]
+        for conv in self.convs:
+            features.append(F.relu(conv(torch.cat(features, 1))))
+        return features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one = x + self.last(torch.cat(self.dense(x), 1))
+        return self.fuse(torch.cat([one, one + self.second.last(torch.cat([one] * 5, 1))], 1)).mean((2, 3))
+
+
+class MultiScale(nn.Module):
+    """MSDNet: two scales, each joined with what comes down from the finer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.ModuleList(ConvNormAct(3 + 4 * i, 4) for i in range(2))
+        self.coarse = nn.ModuleList(ConvNormAct(3 + 8 * i, 4) for i in range(2))
+        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), ConvNormAct(3 + 4 * i, 4)) for i in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine, coarse = x, F.avg_pool2d(x, 2)
+        for near, far, down in zip(self.fine, self.coarse, self.down, strict=True):
+            coarse = torch.cat([coarse, far(coarse), down(fine)], 1)
+            fine = torch.cat([fine, near(fine)], 1)
+        return coarse.mean((2, 3))
+
+
+class TwoWay(nn.Module):
+    """PeleeNet: dense connections of two branches, convolution before norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.ModuleList(nn.Sequential(ConvNormAct(3 + 8 * i, 8, 1), ConvNormAct(8, 4)) for i in range(LAYERS))
+        self.right = nn.ModuleList(
+            nn.Sequential(ConvNormAct(3 + 8 * i, 8, 1), ConvNormAct(8, 4), ConvNormAct(4, 4)) for i in range(LAYERS)
+        )
+        self.last = ConvNormAct(3 + 8 * LAYERS, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for left, right in zip(self.left, self.right, strict=True):
+            x = torch.cat([x, left(x), right(x)], 1)
+        return self.last(x).mean((2, 3))
+
+
+class GoogLeNet(nn.Module):
+    """Inception modules one after another, pooled branches among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    ConvNormAct(width, 4, 1),
+                    nn.Sequential(ConvNormAct(width, 4, 1), ConvNormAct(4, 4)),
+                    nn.MaxPool2d(3, 1, 1),
+                ]
+            )
+            for width in (3, 11)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            x = torch.cat([branch(x) for branch in stage], 1)
+        return x.mean((2, 3))
+
+
 LOOK_ALIKES: dict[str, Callable[[], nn.Module]] = {
     "U-Net": UNet,
     "Inception": Inception,
     "VoVNet": OneShot,
     "RRDB": ResidualDense,
     "ShuffleNet": Shuffle,
+    "GoogLeNet": GoogLeNet,
+    "HarDNet": Harmonic,
+    "RDN": ResidualDenseNetwork,
+    "MSDNet": MultiScale,
+    "PeleeNet": TwoWay,
     "ResNet": Residual,
     "concat of batches": Siamese,
 }

@@ -9,7 +9,8 @@ import torch
 from torch.utils import checkpoint
 
 import memopt
-from tests.helpers import assert_exact, assert_same, images, reasons, rewritten_copy, train_step
+from tests.helpers import assert_exact, assert_same, counted_saves, images, reasons, rewritten_copy, train_step
+from tests.wild import models
 from tests.wild.models import CHAINS, FORMS, LOOK_ALIKES, REFUSED, Checkpointed, Overwritten
 
 
@@ -25,6 +26,31 @@ def test_every_form_in_eval_mode(name: str) -> None:
     make, chains = FORMS[name]
     torch.manual_seed(0)
     assert_exact(make().eval(), images(size=12), at_least=chains)
+
+
+DEEP = [
+    name
+    for name in FORMS
+    if name not in ("skips and lists", "cropped", "autocast around every layer", "lists in every spelling")
+]
+"""Forms of which linear memory can be asked: not those that return every concat, switch modes between layers, or
+have no more than three."""
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_every_form_saves_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "LAYERS", 8)
+    torch.manual_seed(0)
+    naive = FORMS[name][0]()
+    saved = []
+    for model in (naive, rewritten_copy(naive)):
+        sizes: list[int] = []
+        with counted_saves(sizes):
+            result = model(images(size=12))
+        saved.append(sum(sizes))
+        del result
+
+    assert saved[1] < 0.4 * saved[0]
 
 
 @pytest.mark.parametrize("name", REFUSED)

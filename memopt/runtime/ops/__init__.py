@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from memopt.ir import Kind, Operand, OpSpec
 from memopt.runtime.ops import batch_norm, convolution, elementwise, pure, sync_batch_norm
 from memopt.runtime.ops.base import Bound, Operation, Params, Stash
+from memopt.runtime.ops.joint import as_joint, bind_joint
 
 _MODULE_BINDERS: dict[Kind, Any] = {
     Kind.BATCH_NORM: batch_norm.bind_module,
@@ -31,6 +32,8 @@ def bind(spec: OpSpec, operands: tuple[Any, ...]) -> Bound:
         (module,) = operands
         bound: Bound = _MODULE_BINDERS[spec.kind](module)
         return bound
+    if spec.kind is Kind.JOINT:
+        return bind_joint(spec.target, spec.args, spec.kwargs, operands)
     if spec.kind is Kind.PURE:
         return pure.bind_function(spec.target, spec.args, spec.kwargs, operands)
     args = [operands[a.index] if isinstance(a, Operand) else a for a in spec.args]
@@ -53,4 +56,4 @@ def _bind_function(spec: OpSpec, args: list[Any], kwargs: dict[str, Any]) -> Bou
     return elementwise.bind_pool_function(dimensions, *args, **kwargs)
 
 
-__all__ = ["Bound", "Operation", "Params", "Stash", "bind"]
+__all__ = ["Bound", "Operation", "Params", "Stash", "as_joint", "bind"]

@@ -92,8 +92,10 @@ class BatchNorm:
         out: torch.Tensor | None,
     ) -> tuple[torch.Tensor, Stash]:
         arguments: tuple[Any, ...] = (x, weight, bias, running_mean, running_var, True, self.momentum, self.eps)
-        if has_odd_strides(x):
-            out = None  # each kernel has its own idea of how its result lies then
+        if has_odd_strides(x) or not x.is_contiguous(memory_format=suggested_format(x)):
+            # Each kernel has its own idea of how its result lies then, and native_batch_norm.out computes other
+            # statistics of a slice than native_batch_norm does (seen in torch 2.13).
+            out = None
         if self._cudnn:
             # Torch 2.11's cudnn_batch_norm.out swaps the tensor it was given as `reserve` for another. Called through
             # the unboxed binding that is harmless; boxed (torch.ops.aten, or any dispatch mode) it corrupts Python's

@@ -1,0 +1,141 @@
+"""Python values as something that can be compared later: what a recording depends on besides tensors."""
+
+import argparse
+import random
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+"""Types whose values are compared as they are."""
+
+_CONTAINERS = (list, dict, set, deque)
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_LIBRARIES = ("torch", "numpy", "builtins", "memopt", "networkx", "pytest", "hypothesis")
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+_MOST_PARTS = 10_000
+"""Parts of one value that are looked at; what lies beyond is compared by identity."""
+
+
+def frozen(value: Any) -> Any:
+    """A value that is equal to an earlier one of the same thing if nothing in it has changed.
+
+    Looks into containers, into objects of classes that are neither torch's nor Python's own, and at the state of
+    random generators. Of modules, the plain attributes are compared;
+    tensors and functions by identity.
+    """
+    return value if isinstance(value, PLAIN) else _Freezer().freeze(value)
+
+
+class _Freezer:
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def freeze(self, value: Any) -> Any:
+        if isinstance(value, PLAIN):
+            return type(value), value
+        if id(value) in self._seen or len(self._seen) > _MOST_PARTS:
+            return id(value)
+        self._seen.add(id(value))
+        if isinstance(value, (tuple, list, deque)):
+            return type(value), *map(self.freeze, value)
+        if isinstance(value, dict):
+            return type(value), *((self.freeze(key), self.freeze(item)) for key, item in value.items())
+        if isinstance(value, (set, frozenset)):
+            return type(value), frozenset(map(self.freeze, value))
+        state = generator_state(value)
+        if state is not None:
+            return type(value), state
+        if _is_array(value):
+            return value.shape, str(value.dtype), value.tobytes()
+        if isinstance(value, nn.Module):  # one that is no part of the model: a parent, a teacher
+            return id(value), *((name, item) for name, item in vars(value).items() if isinstance(item, PLAIN))
+        inside = namespace_of(value)
+        return id(value) if inside is None else (type(value), self.freeze(inside))
+
+
+def generator_state(value: Any) -> Any:
+    """The state of a generator of random numbers outside torch; None for anything else."""
+    if isinstance(value, random.Random):
+        return value.getstate()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.Generator):
+        return repr(value.bit_generator.state)
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return repr(value.get_state())
+    return None
+
+
+def namespace_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of a plain object of the user's: a configuration, a scheduler. None where none are looked at."""
+    if isinstance(value, _NAMESPACES):
+        return vars(value)
+    if isinstance(value, (torch.Tensor, nn.Module, type, types.ModuleType)) or callable(value):
+        return None
+    state = getattr(value, "__dict__", None)
+    return state if isinstance(state, dict) and is_users(type(value)) else None
+
+
+def is_users(thing: Any) -> bool:
+    """Whether a class, function or module is neither torch's, numpy's nor Python's own."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+    top = str(name).partition(".")[0]
+    if name is None or top in _LIBRARIES or top in sys.builtin_module_names:
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return not (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
+
+
+def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
+    """Every container inside a value that can change in place, with a copy of it as it is now."""
+    parts: list[tuple[Any, Any]] = []
+    todo, seen = [value], set[int]()
+    while todo and len(seen) <= _MOST_PARTS:
+        current = todo.pop()
+        if isinstance(current, PLAIN) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        inside = vars(current) if isinstance(current, nn.Module) else namespace_of(current)
+        container = current if inside is None else inside
+        if isinstance(container, _CONTAINERS):
+            parts.append((container, container.copy()))
+        todo += () if isinstance(current, nn.Module) else _items(container)
+    return parts
+
+
+def restore_part(container: Any, before: Any) -> None:
+    """Make a container hold again what it held; others may hold the same container."""
+    container.clear()
+    (container.update if isinstance(container, (dict, set)) else container.extend)(before)
+
+
+def restore_generator(value: Any) -> Callable[[], None] | None:
+    """A function that puts a random generator back to where it is now."""
+    if isinstance(value, random.Random):
+        state = value.getstate()
+        return lambda: value.setstate(state)
+    if generator_state(value) is None:
+        return None
+    if hasattr(value, "bit_generator"):
+        current = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", current)
+    legacy = value.get_state()
+    return lambda: value.set_state(legacy)
+
+
+def _items(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return list(container.values())
+    return list(container) if isinstance(container, (list, tuple, set, frozenset, deque)) else []
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and value.dtype != object

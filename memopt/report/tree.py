@@ -1,0 +1,78 @@
+"""What became of every chain, block by block: as a tree on a terminal, and as data."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from memopt.ir import ChainReport, Explanation
+from memopt.report.rows import mebibytes
+
+SCHEMA = 1
+
+
+def explanation_tree(explanation: Explanation) -> Tree:
+    """A branch for each dense block, a leaf for each chain in it."""
+    chains = explanation.chains
+    found, rewritten = len(chains), len(explanation.rewritten)
+    tree = Tree(Text(f"{found} chains found, {rewritten} rewritten, {found - rewritten} left alone{_saved(chains)}"))
+    for number, block in blocks(chains).items():
+        name = f"dense block {number}" if number else "in no dense block"
+        done = sum(chain.action == "rewritten" for chain in block)
+        branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}", style="bold"))
+        for chain in block:
+            branch.add(_leaf(chain))
+    return tree
+
+
+def explanation_document(explanation: Explanation, target: str | None = None) -> dict[str, Any]:
+    """What `memopt explain --json` writes; sizes in bytes.
+
+    Args:
+        explanation: from `memopt.explain`.
+        target: what was explained, as the user named it.
+    """
+    return {
+        "schema": SCHEMA,
+        "target": target,
+        "chains": {
+            "found": len(explanation.chains),
+            "rewritten": len(explanation.rewritten),
+            "saved_bytes": sum(chain.saved_bytes for chain in explanation.chains),
+        },
+        "blocks": [
+            {
+                "block": number,
+                "saved_bytes": sum(chain.saved_bytes for chain in block),
+                "chains": [asdict(chain) for chain in block],
+            }
+            for number, block in blocks(explanation.chains).items()
+        ],
+        "notes": list(explanation.notes),
+    }
+
+
+def blocks(chains: Iterable[ChainReport]) -> dict[int, list[ChainReport]]:
+    """Chains by dense block, in the order of execution; those of no block (0) last."""
+    grouped: dict[int, list[ChainReport]] = {}
+    for chain in chains:
+        grouped.setdefault(chain.block, []).append(chain)
+    return dict(sorted(grouped.items(), key=lambda item: (item[0] == 0, item[0])))
+
+
+def _leaf(chain: ChainReport) -> Text:
+    where = chain.module or chain.node
+    place = f" ({chain.source})" if chain.source else ""
+    if chain.action == "rejected":
+        return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), f", because {chain.reason}")
+    kind = " exit" if chain.role == "exit" else ""
+    how = "on fused kernels" if chain.numerics == "fast" else "exactly"
+    what = f"recomputes {chain.level} {how}"
+    return Text.assemble(f"{where}{kind}{place}: ", (what, "green"), _saved([chain]))
+
+
+def _saved(chains: Iterable[ChainReport]) -> str:
+    saved = sum(chain.saved_bytes for chain in chains)
+    return f", {mebibytes(saved)} saved" if saved else ""

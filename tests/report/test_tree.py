@@ -1,0 +1,53 @@
+"""Every chain in its block, with its line, what is done and saved, or the reason why nothing is."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from memopt.ir import ChainReport, Explanation
+from memopt.report import explanation_document, print_explanation
+
+MIB = 2**20
+
+
+@pytest.fixture
+def explanation(make_chain: Callable[..., ChainReport]) -> Explanation:
+    first = [replace(make_chain(1, number), saved_bytes=number * MIB) for number in (1, 2)]
+    last = replace(make_chain(1, 3, "exit"), saved_bytes=4 * MIB, numerics="fast")
+    left = [make_chain(2, 1, reason="too [bold]small[/bold]"), make_chain(0, 9, reason="of no block")]
+    return Explanation(True, True, False, (left[1], *first, last, left[0]), ("A note.",))
+
+
+def test_the_tree_has_a_branch_for_each_block(explanation: Explanation) -> None:
+    out = io.StringIO()
+
+    print_explanation(explanation, "model.py:Net", out, width=120)
+
+    assert out.getvalue().splitlines() == [
+        "model.py:Net",
+        "",
+        "5 chains found, 3 rewritten, 2 left alone, 7.00 MiB saved",
+        "├── dense block 1: 3 of 3 rewritten, 7.00 MiB saved",
+        "│   ├── block1.layer1.norm1 (model.py:53): recomputes layer exactly, 1.00 MiB saved",
+        "│   ├── block1.layer2.norm1 (model.py:53): recomputes layer exactly, 2.00 MiB saved",
+        "│   └── block1.layer3.norm1 exit (model.py:53): recomputes layer on fused kernels, 4.00 MiB saved",
+        "├── dense block 2: 0 of 1 rewritten",
+        "│   └── block2.layer1.norm1 (model.py:53): left alone, because too [bold]small[/bold]",
+        "└── in no dense block: 0 of 1 rewritten",
+        "    └── block0.layer9.norm1 (model.py:53): left alone, because of no block",
+        "",
+        "Note: A note.",
+    ]
+
+
+def test_the_document_has_every_chain_in_bytes(explanation: Explanation) -> None:
+    document = json.loads(json.dumps(explanation_document(explanation, "model.py:Net")))
+
+    assert document["chains"] == {"found": 5, "rewritten": 3, "saved_bytes": 7 * MIB}
+    assert [block["block"] for block in document["blocks"]] == [1, 2, 0]
+    assert [chain["saved_bytes"] for chain in document["blocks"][0]["chains"]] == [MIB, 2 * MIB, 4 * MIB]
+    assert document["blocks"][1]["chains"][0]["reason"] == "too [bold]small[/bold]"
+    assert document["notes"] == ["A note."]
