@@ -44,7 +44,8 @@ def reads_once(result: Any, arguments: Any) -> bool:
     given: dict[Any, int] = {}
     for tensor in pytree.tree_leaves(arguments):
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-            node, number, *_ = torch.autograd.graph.get_gradient_edge(tensor)
+            with torch._C.DisableTorchFunction():  # it calls view_as, which is no part of forward
+                node, number, *_ = torch.autograd.graph.get_gradient_edge(tensor)
             given[node, number] = given.get((node, number), 0) + 1
     sources = {node for node, _ in given}
     todo: list[Any] = [result.grad_fn]

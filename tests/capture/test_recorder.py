@@ -3,6 +3,7 @@
 import gc
 import logging
 import random
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -212,17 +213,26 @@ def test_what_a_recording_would_freeze_is_refused_and_put_back(body: Callable[..
     assert type(net.norm.weight) is nn.Parameter
 
 
+class OtherThread(threading.Thread):
+    """Calls a module and keeps what kind of thing came out."""
+
+    def run(self) -> None:
+        self.seen = type(nn.Linear(2, 2)(torch.ones(1, 2))).__name__
+
+
 def test_other_threads_run_their_modules_as_usual() -> None:
-    calls: list[str] = []
-
     def body(net: Net, x: torch.Tensor) -> torch.Tensor:
-        import threading
-
-        thread = threading.Thread(target=lambda: calls.append(type(nn.Linear(2, 2)(torch.ones(1, 2))).__name__))
+        thread = OtherThread()
         thread.start()
         thread.join()
+        assert thread.seen == "Tensor"
         return net.norm(x)
 
     _record(body)
 
-    assert calls == ["Tensor"]
+
+def test_what_an_input_requires_leaves_no_trace() -> None:
+    net = Net(lambda net, x: net.norm(x) * x)
+    captured = capture(net, net.forward, (torch.randn(2, 3, 4, 4, requires_grad=True),), {})
+
+    assert [node.op for node in captured.graph.nodes] == ["placeholder", "call_module", "call_method", "output"]
