@@ -54,7 +54,7 @@ def make_job(options: argparse.Namespace) -> Job:
         ConfigError: `--numerics` or `--recompute` asks for what there is not.
     """
     config = memopt.Config(numerics=options.numerics, recompute=options.recompute, verify=False)
-    device = _device(options.device)
+    device = choose_device(options.device)
     if options.amp and options.dtype != "fp32":
         raise CommandError(f"--amp casts an fp32 model, not --dtype {options.dtype}. Leave one of them out.")
     dtype = DTYPES[options.dtype]
@@ -68,7 +68,12 @@ def make_job(options: argparse.Namespace) -> Job:
     return job
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that --device names; "auto" is the GPU if torch sees one.
+
+    Raises:
+        CommandError: there is no such device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise CommandError(
             f"--device cuda: torch {torch.__version__} sees no CUDA device here. Use --device cpu, or "

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from .limits import limits
 from .options import build_parser
 from .output import STDOUT, require_writable, write_document
 from .sweep import sweep
+from .train.command import train
 
 DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc(file=sys.stderr)
-        print(f"memopt: {_line(error)}", file=sys.stderr)
+        print(f"memopt: {_process()}{_line(error)}", file=sys.stderr)
         return UNUSABLE
 
 
@@ -118,12 +120,18 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "limits": limits,
     "sweep": sweep,
     "diff": diff,
+    "train": train,
 }
 
 
 def _without_a_step(explanation: memopt.Explanation) -> memopt.Explanation:
     """Here the rewritten forward never runs, which is then not worth a note."""
     return replace(explanation, notes=tuple(note for note in explanation.notes if note != NOT_RUN_YET))
+
+
+def _process() -> str:
+    """Which of the processes that a launcher started speaks."""
+    return f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
 
 
 def _line(error: Exception) -> str:

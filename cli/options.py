@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `memopt`; the namespace's `command` names what to run."""
     parser = _Parser(prog="memopt", description="Train any naive DenseNet in memory linear in its depth.")
     parser.add_argument("--version", action="version", version=f"memopt {memopt.__version__}")
+    from .train.options import add_train  # builds on this module
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     optimize = _command(commands, "optimize", "apply memopt to a model and show what that saves")
     optimize.add_argument(
@@ -66,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--fail-above", type=float, metavar="RATIO", help="exit status 1 where a figure after memopt grew by more"
     )
     diff.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_train(commands)
     return parser
 
 
@@ -103,7 +106,7 @@ def _command(
         metavar="SHAPE",
         help="shape of the input, 64x3x32x32; repeat for a forward with several arguments",
     )
-    parser.add_argument("--batch-size", type=batch_size or _positive, metavar="N", help="batch of the inferred input")
+    parser.add_argument("--batch-size", type=batch_size or positive, metavar="N", help="batch of the inferred input")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of model and input; default: %(default)s")
     parser.add_argument("--amp", choices=AMP_DTYPES, help="run under autocast in this dtype; weights stay fp32")
@@ -113,7 +116,8 @@ def _command(
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's value, a whole number above 0."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")

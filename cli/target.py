@@ -66,6 +66,22 @@ def load_target(text: str, arguments: dict[str, Any]) -> Target:
             f"{text} is {kind_of(found)}. Name a class, a function that returns a torch.nn.Module, or a module "
             "instance."
         )
+    return bind(found, text, file, arguments)
+
+
+def bind(found: Callable[..., Any], text: str, file: str, arguments: dict[str, Any]) -> Target:
+    """A class or factory with its arguments.
+
+    Args:
+        found: the class or factory.
+        text: as the user wrote it.
+        file: where it is defined.
+        arguments: keyword arguments.
+
+    Raises:
+        CommandError: the arguments do not fit.
+    """
+    name = text.rpartition(":")[2]
     _require_fitting(found, name, arguments)
     return Target(text, name, file, lambda: _build(found, name, arguments, file))
 

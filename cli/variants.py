@@ -38,7 +38,9 @@ def memopt_variant(config: memopt.Config, label: str) -> Variant:
 
 def levels(config: memopt.Config) -> tuple[Variant, ...]:
     """memopt at the level asked for, or at each."""
-    chosen: tuple[Recompute, ...] = ("concat", "layer") if config.recompute == "auto" else (config.recompute,)
+    if config.recompute != "auto":
+        return (memopt_variant(config, f"memopt {config.recompute}"),)
+    chosen: tuple[Recompute, ...] = ("concat", "layer")
     return tuple(memopt_variant(replace(config, recompute=level), f"memopt {level}") for level in chosen)
 
 

@@ -10,5 +10,6 @@ They need nothing but torch, and each file stands alone: copy one and it works.
 | `volumetric.py` | 3-D, for CT volumes | pairwise, by keyword, around an `nn.Sequential` |
 | `signal.py` | 1-D, for 12-lead electrocardiograms | all earlier features are arguments, `layer(*features)` |
 
-Each has a class `DenseNet` that can be built without arguments; its arguments make it as small as wanted.
+Each of these has a class `DenseNet` that can be built without arguments; its arguments make it as small as wanted.
+`train.py` trains any of them, or any other classifier.
 """

@@ -19,7 +19,6 @@ from memopt.find import find_chains
 from memopt.ir import (
     Explanation,
     FusedPlan,
-    Level,
     RegionDraft,
     has_own_forward,
     join_explanations,
@@ -258,20 +257,19 @@ def _rewrite_forward(
     config: Config,
     only: int | None,
 ) -> RewrittenForward:
-    level: Level = "concat" if config.recompute == "concat" else "layer"
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
     if only is not None:  # one chain by itself, to see which is wrong
         found = replace(found, chains=found.chains[only : only + 1])
     groups, refused = group_chains(captured.graph, found)
-    drafts = [draft_region(group, found) for group in groups]
-    fused = [_fused(group, draft, level, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
-    explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], level, fused)
+    drafts = [draft_region(group, found, config.level_of) for group in groups]
+    fused = [_fused(group, draft, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
+    explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], fused)
     boundaries = boundaries_of(captured, found)
     if not groups:
         return RewrittenForward(None, None, explanation, boundaries)
     regions = [
-        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft, level))
+        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft))
         for group, draft, plan in zip(groups, drafts, fused, strict=True)
     ]
     spliced = splice(captured, found, regions)
@@ -279,10 +277,10 @@ def _rewrite_forward(
     return RewrittenForward(spliced.function, captured.output_spec, explanation, boundaries)
 
 
-def _fused(group: Group, draft: RegionDraft, level: Level, numerics: Numerics) -> FusedPlan | str | None:
+def _fused(group: Group, draft: RegionDraft, numerics: Numerics) -> FusedPlan | str | None:
     """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
     device = group.nodes[0].meta["val"].device
     if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
         return None
     reason = unsupported(device)
-    return plan_fused(draft, level) if reason is None else reason
+    return plan_fused(draft) if reason is None else reason

@@ -1,9 +1,12 @@
 """What a user may choose. Few fields, each with its default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from memopt.errors import ConfigError
+from memopt.ir import Level
 
 Numerics = Literal["auto", "exact", "fast"]
 Recompute = Literal["auto", "concat", "layer"]
@@ -21,7 +24,8 @@ class Config:
             "exact" elsewhere.
         recompute: "concat" recomputes concat → norm → activation in backward and keeps each layer's bottleneck
             output; "layer" keeps only the features and recomputes the bottleneck convolution too. "auto" (the
-            default) is "layer".
+            default) is "layer". A mapping chooses for each layer: of patterns of the dotted path of the layer's first
+            norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does.
         verify: compare the rewritten model with the untouched one when `apply` is given example inputs
             (default True).
 
@@ -30,11 +34,23 @@ class Config:
     """
 
     numerics: Numerics = "auto"
-    recompute: Recompute = "auto"
+    recompute: Recompute | Mapping[str, Recompute] = "auto"
     verify: bool = True
 
     def __post_init__(self) -> None:
         if self.numerics not in get_args(Numerics):
             raise ConfigError(f"Config.numerics is {self.numerics!r}. Choose one of {get_args(Numerics)}.")
-        if self.recompute not in get_args(Recompute):
-            raise ConfigError(f"Config.recompute is {self.recompute!r}. Choose one of {get_args(Recompute)}.")
+        levels = self.recompute.values() if isinstance(self.recompute, Mapping) else (self.recompute,)
+        for level in levels:
+            if level not in get_args(Recompute):
+                raise ConfigError(f"Config.recompute is {level!r}. Choose one of {get_args(Recompute)}.")
+
+    def level_of(self, path: str) -> Level:
+        """How much of a layer is recomputed, by the dotted path of its first norm."""
+        chosen: str = "layer"
+        if isinstance(self.recompute, Mapping):
+            matching = (level for pattern, level in self.recompute.items() if fnmatchcase(path, pattern))
+            chosen = next(matching, "layer")
+        else:
+            chosen = self.recompute
+        return "concat" if chosen == "concat" else "layer"

@@ -8,7 +8,7 @@ from memopt.capture import Captured
 from memopt.find import Chain, Rejected
 from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
 from memopt.plan import unsaved_bytes
-from memopt.rewrite.regions import Group
+from memopt.rewrite.regions import Group, module_of
 
 NOTHING_FOUND = "No concat → norm → activation chain was found: nothing to rewrite."
 
@@ -18,7 +18,6 @@ def explain_rewriting(
     groups: list[Group],
     drafts: list[RegionDraft],
     rejected: list[Rejected],
-    level: Level,
     fused: list[FusedPlan | str | None],
 ) -> Explanation:
     """Reports in the order of execution.
@@ -28,16 +27,16 @@ def explain_rewriting(
         groups, drafts, fused: the regions: which chains, what is computed, and the plan on fused kernels, the reason
             why there is none, or None where none was asked for.
         rejected: chains that are left alone.
-        level: how much is recomputed.
     """
     reports: dict[fx.Node, ChainReport] = {}
     slow: list[str] = []
     for group, draft, plan in zip(groups, drafts, fused, strict=True):
         numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
-        unsaved = unsaved_bytes(draft, level)
+        unsaved = unsaved_bytes(draft)
+        levels = {step.name: step.level for step in draft.steps}
         for c in group.chains:
             saved = sum(unsaved.get(node.name, 0) for node in c.nodes)
-            reports[c.norm] = _report(c, c.role, "rewritten", level, numerics, None, saved)
+            reports[c.norm] = _report(c, c.role, "rewritten", levels[c.norm.name], numerics, None, saved)
         if isinstance(plan, str):
             blocks = " and ".join(str(block) for block in sorted({chain.block for chain in group.chains}))
             slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
@@ -58,7 +57,7 @@ def _report(
 ) -> ChainReport:
     return ChainReport(
         node=entry.anchor.name,
-        module=str(entry.norm.target) if entry.norm.op == "call_module" else entry.norm.meta.get("module", ""),
+        module=module_of(entry.norm),
         source=entry.anchor.meta.get("source", ""),
         block=entry.block,
         role=role,

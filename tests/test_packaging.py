@@ -9,6 +9,7 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,16 @@ def test_command_optimizes_a_shipped_model(python: Path, tmp_path: Path) -> None
     assert json.loads(printed)
 
 
+def test_command_trains_on_the_digits_it_brings(python: Path, tmp_path: Path) -> None:
+    tiny = ("--depth", "10", "--growth-rate", "2", "--valid-size", "1400", "--device", "cpu")
+    printed = run(python.with_name("memopt"), "train", "--epochs", "1", *tiny, cwd=tmp_path)
+    assert "test error" in printed
+
+
 def test_extras_are_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = {_name(line) for line in [*project["dependencies"], *extras["test"], *extras["plot"]]}
+    wanted = {_name(line) for line in [*project["dependencies"], *chain(*extras.values())]}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_name(line) for line in lines if "==" in line and not line.startswith("#")}
     assert wanted - pinned == {"memopt"}

@@ -40,6 +40,7 @@ class Step:
         output: value number it defines.
         in_place: it may overwrite its input, which nobody else reads.
         name: the graph node's name, for messages.
+        level: how much of its chain is computed again.
     """
 
     op: OpSpec
@@ -49,6 +50,7 @@ class Step:
     output: int
     in_place: bool
     name: str
+    level: Level = "layer"
 
 
 @dataclass(frozen=True, slots=True)

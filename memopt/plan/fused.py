@@ -20,7 +20,6 @@ from memopt.ir import (
     FusedPlan,
     Interval,
     Kind,
-    Level,
     PlainStage,
     Pooling,
     RegionDraft,
@@ -35,10 +34,10 @@ class _NotFusedError(Exception):
     """Its text is the reason."""
 
 
-def plan_fused(draft: RegionDraft, level: Level) -> FusedPlan | str:
+def plan_fused(draft: RegionDraft) -> FusedPlan | str:
     """The plan of a region on fused kernels, or the reason why there is none."""
     try:
-        return _Planner(draft).plan(level)
+        return _Planner(draft).plan()
     except _NotFusedError as reason:
         return str(reason)
 
@@ -55,14 +54,14 @@ class _Planner:
         self.places = self._arena()
         self.channels = sum(place.stop - place.start for place in self.places.values())
 
-    def plan(self, level: Level) -> FusedPlan:
+    def plan(self) -> FusedPlan:
         draft = self.draft
         for step in draft.steps:
             if step.op.kind is Kind.SYNC_BATCH_NORM:
                 raise _NotFusedError("its norms wait for the statistics of other processes (SyncBatchNorm)")
             if step.op.role is Role.GLUE:
                 raise _NotFusedError(f"{step.name} stands between its layers, which no kernel does")
-        chains = tuple(self._chain(index, level) for index, step in enumerate(draft.steps) if self._reads_arena(step))
+        chains = tuple(self._chain(index) for index, step in enumerate(draft.steps) if self._reads_arena(step))
         used = {s for chain in chains for stage in chain.stages for s in _steps_of(stage)}
         for index, step in enumerate(draft.steps):
             if step.op.kind is not Kind.CONCAT and index not in used and step.op.role is not Role.ACTIVATION:
@@ -147,7 +146,7 @@ class _Planner:
             raise _NotFusedError(f"{step.name} reads features and is no batch norm")
         return True
 
-    def _chain(self, index: int, level: Level) -> FusedChain:
+    def _chain(self, index: int) -> FusedChain:
         steps = self.draft.steps
         source = self._interval(steps[index].inputs[0])
         stages: list[FusedNorm | PlainStage] = []
@@ -165,7 +164,7 @@ class _Planner:
         place = self.places.get(output)
         if place is None and output not in self.draft.outputs:
             raise _NotFusedError(f"nothing reads {steps[last].name}")
-        return FusedChain(source, tuple(stages), place, output, _kept(stages, steps, level))
+        return FusedChain(source, tuple(stages), place, output, _kept(stages, steps))
 
     def _stage(self, index: int, first: bool) -> tuple[FusedNorm | PlainStage, int]:
         """The stage that starts with a step, and its last step."""
@@ -244,9 +243,9 @@ def _pooled_at(stage: FusedNorm | PlainStage) -> int | None:
     return stage.pool.step if isinstance(stage, FusedNorm) and stage.pool is not None else None
 
 
-def _kept(stages: list[FusedNorm | PlainStage], steps: tuple[Step, ...], level: Level) -> int | None:
+def _kept(stages: list[FusedNorm | PlainStage], steps: tuple[Step, ...]) -> int | None:
     """At "concat" the result of the first convolution, unless it is the chain's, which lies in the arena or outside."""
-    if level == "layer":
+    if steps[_steps_of(stages[0])[0]].level == "layer":
         return None
     for index, stage in enumerate(stages[:-1]):
         if any(steps[step].op.kind is Kind.CONVOLUTION for step in _steps_of(stage)):

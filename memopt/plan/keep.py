@@ -1,6 +1,6 @@
-"""Which values a region keeps for backward at each recompute level."""
+"""Which values a region keeps for backward, by the recompute level of each step."""
 
-from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, Kind, Level, RegionDraft, Step
+from memopt.ir import NEEDS_INPUT, NEEDS_OUTPUT, Kind, RegionDraft, Step
 
 
 def needed_by(step: Step) -> tuple[int, ...]:
@@ -10,13 +10,13 @@ def needed_by(step: Step) -> tuple[int, ...]:
     return inputs + outputs
 
 
-def kept_values(draft: RegionDraft, level: Level) -> tuple[int, ...]:
+def kept_values(draft: RegionDraft) -> tuple[int, ...]:
     """Values to save: those that backward reads, directly or to compute others again, and may not compute again.
 
-    "layer" keeps the features alone. "concat" also keeps whatever lies behind a layer's first convolution, as eager
-    does, so that no convolution runs twice.
+    Level "layer" keeps the features alone. "concat" also keeps whatever lies behind a layer's first convolution, as
+    eager does, so that no convolution runs twice.
     """
-    recomputed = _recomputed(draft, level)
+    recomputed = _recomputed(draft)
     producer = {step.output: step for step in draft.steps}
     kept: set[int] = set()
     seen: set[int] = set()
@@ -33,9 +33,9 @@ def kept_values(draft: RegionDraft, level: Level) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
-def unsaved_bytes(draft: RegionDraft, level: Level) -> dict[str, int]:
-    """For each step, by name, the bytes of its result that eager keeps for backward and `level` does not."""
-    kept = {*kept_values(draft, level), *draft.outputs}
+def unsaved_bytes(draft: RegionDraft) -> dict[str, int]:
+    """For each step, by name, the bytes of its result that eager keeps for backward and its level does not."""
+    kept = {*kept_values(draft), *draft.outputs}
     saved_in_eager = {v for step in draft.steps if step.output in draft.requires_grad for v in needed_by(step)}
     return {
         step.name: draft.extents[step.output].size_bytes
@@ -44,14 +44,12 @@ def unsaved_bytes(draft: RegionDraft, level: Level) -> dict[str, int]:
     }
 
 
-def _recomputed(draft: RegionDraft, level: Level) -> frozenset[int]:
+def _recomputed(draft: RegionDraft) -> frozenset[int]:
     features = set(draft.outputs) | set(range(draft.input_count))
     for step in draft.steps:
         if step.op.kind is Kind.CONCAT:
             features.update(step.leaves)
-    if level == "layer":
-        concats = {step.output for step in draft.steps if step.op.kind is Kind.CONCAT}
-        return frozenset(s.output for s in draft.steps if s.output not in features or s.output in concats)
+    whole_layers = {s.output for s in draft.steps if s.level == "layer" and s.output not in features}
     expanded: set[int] = set()
     for step in draft.steps:
         if step.op.kind is Kind.CONCAT:
@@ -60,4 +58,4 @@ def _recomputed(draft: RegionDraft, level: Level) -> frozenset[int]:
             continue
         elif any(source in expanded or source in features for source in step.inputs):
             expanded.add(step.output)
-    return frozenset(expanded)
+    return frozenset(expanded | whole_layers)

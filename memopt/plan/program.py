@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from memopt.ir import Compute, Gradient, Kind, Level, RegionDraft, RegionPlan, Slot, Step
+from memopt.ir import Compute, Gradient, Kind, RegionDraft, RegionPlan, Slot, Step
 from memopt.plan.keep import kept_values, needed_by
 from memopt.plan.slots import Lifetime, assign_lanes
 
 Program = list[Compute | Gradient]
 
 
-def plan_region(draft: RegionDraft, level: Level) -> RegionPlan:
-    """Decide what a region keeps at `level` and write both of its programs."""
-    kept = kept_values(draft, level)
+def plan_region(draft: RegionDraft) -> RegionPlan:
+    """Decide what a region keeps and write both of its programs."""
+    kept = kept_values(draft)
     draft = replace(draft, steps=_settle_in_place(draft, frozenset(kept)))
     lasting = frozenset(kept) | frozenset(draft.outputs)
     forward: Program = [Compute(index, None, ()) for index in range(len(draft.steps))]

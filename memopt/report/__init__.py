@@ -1,7 +1,8 @@
 """What is shown of a comparison: rows and JSON as plain data, and rendering (the only importer of rich)."""
 
+from memopt.report.curves import Curve, draw_curves
 from memopt.report.document import comparison_document
-from memopt.report.progress import stage_display
+from memopt.report.progress import stage_display, training_display
 from memopt.report.rows import (
     BlockRow,
     FigureRow,
@@ -16,10 +17,12 @@ from memopt.report.tree import explanation_document
 
 __all__ = [
     "BlockRow",
+    "Curve",
     "FigureRow",
     "RejectionRow",
     "block_rows",
     "comparison_document",
+    "draw_curves",
     "equivalence_line",
     "explanation_document",
     "figure_rows",
@@ -28,4 +31,5 @@ __all__ = [
     "print_table",
     "rejection_rows",
     "stage_display",
+    "training_display",
 ]

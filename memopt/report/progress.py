@@ -1,11 +1,20 @@
 """What is being done now, on a terminal; silence elsewhere."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -26,5 +35,38 @@ def stage_display(stream: TextIO, *, quiet: bool = False) -> Iterator[Callable[[
 
         def show(name: str) -> None:
             progress.reset(task, description=f"{name} …", total=None)
+
+        yield show
+
+
+@contextmanager
+def training_display(stream: TextIO, *, epochs: int, quiet: bool = False) -> Iterator[Callable[[int, int, int], None]]:
+    """Show how far training is on `stream`, unless that is no terminal or `quiet` is set.
+
+    What is printed to a terminal meanwhile appears above the bars.
+
+    Yields:
+        A function that takes the epoch, from 0, the batches of it that are done, and how many there are.
+    """
+    console = Console(file=stream)
+    if quiet or not console.is_terminal:
+        yield lambda epoch, done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    to_terminal = sys.stdout.isatty()  # else what is printed must go where it was sent
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=to_terminal,
+    ) as progress:
+        whole = progress.add_task("epochs", total=epochs)
+        present = progress.add_task("batches", total=None)
+
+        def show(epoch: int, done: int, total: int) -> None:
+            progress.update(whole, completed=epoch)
+            progress.update(present, completed=done, total=total)
 
         yield show

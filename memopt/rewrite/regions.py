@@ -1,12 +1,13 @@
 """Which chains run together as one region, and whether that is safe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from memopt.find import Chain, Found, Rejected
-from memopt.ir import Extent, Kind, OpSpec, RegionDraft, Role, Step
+from memopt.ir import Extent, Kind, Level, OpSpec, RegionDraft, Role, Step
 from memopt.rewrite.runs import Run
 from memopt.runtime.memory_format import suggested_format
 
@@ -126,8 +127,20 @@ def _unsafe(group: Group, found: Found) -> tuple[fx.Node, str] | None:
     return None
 
 
-def draft_region(group: Group, found: Found) -> RegionDraft:
-    """Number the values of a group and describe its steps."""
+def module_of(norm: fx.Node) -> str:
+    """Dotted path of the module that a norm is, or that calls it as a function."""
+    return str(norm.target) if norm.op == "call_module" else str(norm.meta.get("module", ""))
+
+
+def draft_region(group: Group, found: Found, level_of: Callable[[str], Level]) -> RegionDraft:
+    """Number the values of a group and describe its steps.
+
+    Args:
+        group: what runs as one region.
+        found: everything found in its graph.
+        level_of: the recompute level of a chain, by the dotted path of its norm's module.
+    """
+    levels = {node: level_of(module_of(chain.norm)) for chain in group.chains for node in chain.nodes}
     number: dict[fx.Node, int] = {node: index for index, node in enumerate(group.inputs)}
     leaves: dict[int, tuple[int, ...]] = {}
     steps: list[Step] = []
@@ -143,7 +156,7 @@ def draft_region(group: Group, found: Found) -> RegionDraft:
         assert spec is not None
         flat = leaves.get(number[node], sources)
         in_place = spec.kind is Kind.RELU
-        steps.append(Step(spec, sources, flat, widths, number[node], in_place, node.name))
+        steps.append(Step(spec, sources, flat, widths, number[node], in_place, node.name, levels.get(node, "layer")))
     return RegionDraft(
         steps=tuple(steps),
         input_count=len(group.inputs),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from train_step import DEVICE, TABLES, VARIANTS, laid_out
+from train_step import DEVICE, TABLES, VARIANTS, is_kernel, laid_out
 
 from memopt.measure.step import TrainingStep, on_device, seeded
 
@@ -72,7 +72,7 @@ def _show(trace: Any, rows: int) -> None:
     print("-- by kernel")
     kernels: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for event in trace.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if is_kernel(event):
             kernels[event.name][0] += 1
             kernels[event.name][1] += event.device_time
     for name, (count, time) in sorted(kernels.items(), key=lambda item: -item[1][1])[:rows]:

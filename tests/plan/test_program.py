@@ -19,7 +19,7 @@ def test_what_a_view_looks_at_keeps_its_buffer_as_long_as_the_view_is_read() -> 
     values = range(5)
     draft = RegionDraft(steps, 1, (), (4,), frozenset(values), {v: Extent((2, 3, 4, 4), 384) for v in values})
 
-    plan = plan_region(draft, "layer")
+    plan = plan_region(draft)
 
     slots = [instruction.slot for instruction in plan.forward if isinstance(instruction, Compute)]
     concat, norm = slots[0], slots[2]
@@ -32,6 +32,6 @@ def test_what_leaves_the_region_as_a_view_lies_in_no_scratch() -> None:
     steps = (_step(Kind.CONCAT, (0,), 1, writes_out=True), _step(Kind.JOINT, (1,), 2, aliases=True))
     draft = RegionDraft(steps, 1, (), (2,), frozenset(range(3)), {v: Extent((2, 3, 4, 4), 384) for v in range(3)})
 
-    plan = plan_region(draft, "layer")
+    plan = plan_region(draft)
 
     assert all(instruction.slot is None for instruction in plan.forward)

@@ -1,0 +1,7 @@
+"""`python -m memopt_cli`, which is what torchrun starts."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

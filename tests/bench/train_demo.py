@@ -1,0 +1,153 @@
+"""Training end to end, the loader running: DenseNet-BC-100, batch 64, naive, exact and fast. Needs a GPU.
+
+    PYTHONPATH=. python tests/bench/train_demo.py --out tests/bench/results/train_demo.csv
+
+The loop, the batches and the augmentation are those of `memopt train`; the images are the digits. Bytes and seconds.
+`activation_peak_bytes` is the peak allocated while training minus what is allocated between steps; `step_seconds` the
+wall time of a step, the loader included; `loading_seconds` the part of it in which the loop waited for a batch;
+`gpu_seconds` the summed time of all kernels of a step. The run stops by itself before `--seconds` and keeps the rows it
+has.
+"""
+
+import argparse
+import csv
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from train_step import provenance
+
+import memopt
+from densenet_models import bc
+from densenet_models.train import Batch, Recipe, Trainer
+from memopt.measure.memory import clean
+from memopt.measure.step import seeded
+from tests import conftest as _  # noqa: F401, makes the command importable from the tree
+
+from memopt_cli.train import digits  # isort: skip
+from memopt_cli.train.batches import Batches, Share  # isort: skip
+
+FIELDS = (
+    "variant", "batch", "steps", "activation_peak_bytes", "peak_allocated_bytes", "step_seconds", "loading_seconds",
+    "gpu_seconds", "memory_ratio", "step_ratio", "gpu_ratio", "loading_share", "gpu", "torch", "commit", "date",
+)  # fmt: skip
+DEVICE = torch.device("cuda")
+BATCH_SIZE, WARMUP, STEPS = 64, 10, 100
+Change = Callable[[nn.Module], nn.Module]
+
+
+def _memopt(numerics: str) -> Change:
+    return lambda model: memopt.apply(model, config=memopt.Config(numerics=numerics))
+
+
+VARIANTS: dict[str, Change] = {"naive": lambda model: model, "exact": _memopt("exact"), "fast": _memopt("fast")}
+
+
+class Loader:
+    """Endless training batches, and how long the loop waited for them."""
+
+    def __init__(self) -> None:
+        data = digits.load()
+        batches = Batches(data, BATCH_SIZE, Share(), seed=0, augment=True, device=DEVICE)
+        epochs = (batches.training(data.train, epoch) for epoch in itertools.count())
+        self._batches: Iterator[Batch] = itertools.chain.from_iterable(epochs)
+        self.waited_seconds = 0.0
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next batches."""
+        for _number in range(count):
+            start = time.perf_counter()
+            batch = next(self._batches)
+            self.waited_seconds += time.perf_counter() - start
+            yield batch
+
+
+def measure(change: Change) -> dict[str, Any]:
+    """Figures of a variant from a cleaned state."""
+    clean(DEVICE)
+    with seeded(0, DEVICE):
+        trainer = Trainer(change(bc.DenseNet().to(DEVICE)), Recipe())
+    loader = Loader()
+    _train(trainer, loader, WARMUP)
+    between_steps_bytes = torch.cuda.memory_allocated(DEVICE)
+    torch.cuda.reset_peak_memory_stats(DEVICE)
+    loader.waited_seconds = 0.0
+    start = time.perf_counter()
+    _train(trainer, loader, STEPS)
+    seconds = time.perf_counter() - start
+    peak_bytes = torch.cuda.max_memory_allocated(DEVICE)
+    return {
+        "activation_peak_bytes": peak_bytes - between_steps_bytes,
+        "peak_allocated_bytes": peak_bytes,
+        "step_seconds": seconds / STEPS,
+        "loading_seconds": loader.waited_seconds / STEPS,
+        "gpu_seconds": _gpu_seconds(trainer, loader),
+    }
+
+
+def _train(trainer: Trainer, loader: Loader, steps: int) -> None:
+    trainer.train(loader.take(steps), lambda done: None, lambda: False)
+    torch.cuda.synchronize(DEVICE)
+
+
+def _gpu_seconds(trainer: Trainer, loader: Loader, steps: int = 3) -> float:
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        _train(trainer, loader, steps)
+    kernels = [e for e in trace.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(float(event.device_time) for event in kernels) * 1e-6 / steps
+
+
+def main() -> None:
+    """Measure the variants and append their rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    new = not options.out.exists()
+    naive: dict[str, Any] = {}
+    with options.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for variant, change in VARIANTS.items():
+            if time.monotonic() > deadline:
+                print(f"stopped before {variant}: out of time")
+                return
+            figures = measure(change)
+            naive = naive or figures
+            row = {
+                "variant": variant,
+                "batch": BATCH_SIZE,
+                "steps": STEPS,
+                **figures,
+                "memory_ratio": figures["activation_peak_bytes"] / naive["activation_peak_bytes"],
+                "step_ratio": figures["step_seconds"] / naive["step_seconds"],
+                "gpu_ratio": figures["gpu_seconds"] / naive["gpu_seconds"],
+                "loading_share": figures["loading_seconds"] / figures["step_seconds"],
+                **provenance(),
+            }
+            if options.commit:
+                row["commit"] = options.commit
+            writer.writerow(row)
+            file.flush()
+            print(_line(row), flush=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    mib = row["activation_peak_bytes"] / 2**20
+    return (
+        f"{row['variant']:6s} activation {mib:7,.0f} MiB ({row['memory_ratio']:.3f} ×)  "
+        f"step {row['step_seconds'] * 1e3:6.1f} ms ({row['step_ratio']:.2f} ×), waiting for batches "
+        f"{row['loading_share']:.1%}  GPU {row['gpu_seconds'] * 1e3:6.1f} ms ({row['gpu_ratio']:.2f} ×)"
+    )
+
+
+if __name__ == "__main__":
+    main()
