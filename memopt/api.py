@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
 from memopt.plan import plan_fused, plan_region
 from memopt.rewrite import Region, install, installed, own_forward, splice, uninstall
-from memopt.rewrite.boundaries import boundaries_of, install_within, with_boundaries
+from memopt.rewrite.boundaries import boundaries_of, install_within, joined, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
 from memopt.rewrite.regions import Group, draft_region, group_chains
 from memopt.runtime import take_blas_workspaces, unsupported
@@ -74,7 +74,7 @@ def apply(
     config = checked(config, example_inputs)
     remove(target)
     _left_alone.pop(target, None)
-    rewriter = _install(target, config, set())
+    rewriter = _install(target, _Shared(config))
     if example_inputs is None:
         return model
     try:
@@ -85,30 +85,38 @@ def apply(
     return model
 
 
-def _install(target: nn.Module, config: Config, warned: set[str], only: int | None = None) -> Rewriter:
-    """Put memopt on one module; on others inside it when its recording stops at them, or cannot be made."""
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all rewriters of one model share: `warned`, reasons that the user has been told; `only`, the number of the
+    one chain of each that is to be rewritten, None for all."""
 
-    def install_too(module: nn.Module) -> None:
-        _install(module, config, warned, only)
+    config: Config
+    warned: set[str] = field(default_factory=set)
+    only: int | None = None
+
+
+def _install(target: nn.Module, shared: _Shared, path: str = "") -> Rewriter:
+    """Put memopt on one module, at `path`; on others inside it when its recording stops at them, or cannot be made."""
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        rewritten = _rewrite_forward(model, plain, args, kwargs, config, only)
-        install_within(model, rewritten.boundaries, install_too)
+        rewritten = _rewrite_forward(model, plain, args, kwargs, shared, path)
+        install_within(model, rewritten.boundaries, lambda module, name: _install(module, shared, joined(path, name)))
         return rewritten
 
-    def descend(module: nn.Module) -> None:
-        """Where a forward cannot be recorded, those of the largest modules inside it may be."""
-        for child in module.children():
-            if not has_own_forward(child):
-                descend(child)
-            elif next(child.children(), None) is not None and installed(child) is None:
-                install_too(child)
-
-    rewriter = Rewriter(build, descend, warned)
-    install(target, rewriter, lambda duplicate: apply(duplicate, config=config))
+    rewriter = Rewriter(build, lambda module: _descend(module, shared, path), shared.warned)
+    install(target, rewriter, lambda duplicate: apply(duplicate, config=shared.config))
     return rewriter
+
+
+def _descend(module: nn.Module, shared: _Shared, path: str) -> None:
+    """Where a forward cannot be recorded, those of the largest modules inside it may be."""
+    for name, child in module.named_children():
+        if not has_own_forward(child):
+            _descend(child, shared, joined(path, name))
+        elif next(child.children(), None) is not None and installed(child) is None:
+            _install(child, shared, joined(path, name))
 
 
 def remove(model: ModuleT) -> ModuleT:
@@ -197,7 +205,7 @@ def _rewrite_parts(
 def _copies(target: nn.Module, config: Config) -> Copies:
     def rewritten(chain: int | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, config, set(), chain)
+        _install(duplicate, _Shared(config, only=chain))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
@@ -254,15 +262,16 @@ def _rewrite_forward(
     plain: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    config: Config,
-    only: int | None,
+    shared: _Shared,
+    path: str,
 ) -> RewrittenForward:
+    config = shared.config
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
-    if only is not None:  # one chain by itself, to see which is wrong
-        found = replace(found, chains=found.chains[only : only + 1])
+    if shared.only is not None:  # one chain by itself, to see which is wrong
+        found = replace(found, chains=found.chains[shared.only : shared.only + 1])
     groups, refused = group_chains(captured.graph, found)
-    drafts = [draft_region(group, found, config.level_of) for group in groups]
+    drafts = [draft_region(group, found, lambda norm: config.level_of(joined(path, norm))) for group in groups]
     fused = [_fused(group, draft, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
     explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], fused)
     boundaries = boundaries_of(captured, found)

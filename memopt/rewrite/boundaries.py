@@ -28,12 +28,14 @@ def boundaries_of(captured: Captured, found: Found) -> tuple[Boundary, ...]:
     return tuple(boundaries.values())
 
 
-def install_within(model: nn.Module, boundaries: tuple[Boundary, ...], install: Callable[[nn.Module], object]) -> None:
-    """Have `install` give the boundaries of a recording their own rewriters, unless they have one."""
+def install_within(
+    model: nn.Module, boundaries: tuple[Boundary, ...], install: Callable[[nn.Module, str], object]
+) -> None:
+    """Have `install` give the boundaries of a recording, each with its path, rewriters where they have none."""
     for boundary in boundaries:
         module = model.get_submodule(boundary.path)
         if installed(module) is None:
-            install(module)
+            install(module, boundary.path)
 
 
 def with_boundaries(
@@ -63,12 +65,13 @@ def with_boundaries(
         known,
         ran=known.ran or any(explanation.ran for _, explanation in inside),
         chains=tuple(
-            replace(chain, module=_joined(path, chain.module), block=numbers.get((path, chain.block), 0))
+            replace(chain, module=joined(path, chain.module), block=numbers.get((path, chain.block), 0))
             for path, chain in chains
         ),
         notes=(*known.notes, *notes),
     )
 
 
-def _joined(path: str, name: str) -> str:
+def joined(path: str, name: str) -> str:
+    """The dotted path of what is called `name` inside the module at `path`; either may be empty."""
     return ".".join(part for part in (path, name) if part)

@@ -210,6 +210,23 @@ def test_a_container_that_cannot_be_recorded_is_rewritten_in_parts() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in naive.modules()]
 
 
+@pytest.mark.filterwarnings("ignore:memopt left")
+def test_levels_go_by_the_paths_of_the_whole_model() -> None:
+    model = Branching(dense_net())
+    model.inner.block1.register_forward_hook(lambda *_: None)
+    levels = {"inner.block1.*": "concat", "inner.block2.layers.1.*": "concat"}
+    memopt.apply(model, config=memopt.Config(recompute=levels))
+
+    train_step(model, (images(),))
+
+    assert {chain.module: chain.level for chain in memopt.explain(model).chains} == {
+        **{f"inner.block1.layers.{n}.norm1": "concat" for n in range(3)},
+        "inner.block2.layers.0.norm1": "layer",
+        "inner.block2.layers.1.norm1": "concat",
+        "inner.final.0": "layer",
+    }
+
+
 class Overwriting(nn.Module):
     """Changes its inputs, as blocks do that start with an in-place activation."""
 
