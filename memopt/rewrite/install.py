@@ -73,7 +73,8 @@ def _subclass(
 
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        # Not `is_exporting()`, which Dynamo of torch 2.11 takes for true in torch.compile, too.
+        if torch.compiler._is_exporting_flag:
             return plain(self, *args, **kwargs)
         return run(self, plain, args, kwargs)
 

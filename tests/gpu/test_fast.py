@@ -94,6 +94,24 @@ def _waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_nothing_stays_allocated_between_steps() -> None:
+    """Compared with the untouched model, once libraries have taken their workspaces: parameters and momentum."""
+    left = []
+    for apply in (lambda model: model, fast, lambda model: model, fast):
+        gc.collect()
+        torch.manual_seed(0)
+        before = torch.cuda.memory_allocated()
+        model = apply(bc.DenseNet(depth=40).cuda())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(4):
+            model(INPUTS[0].cuda()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        left.append(torch.cuda.memory_allocated() - before)
+        del model, optimizer
+    assert left[3] == left[2]
+
+
 def test_a_step_never_waits_for_the_device() -> None:
     step, _ = make_step()
     step()

@@ -96,12 +96,12 @@ class Relaunch:
     """A launch with an address in the place of each tensor.
 
     Args:
-        launched: the launch as it was.
+        launched: the launch as it was; of it nothing is kept that holds memory.
         arguments: the same arguments in the same order, tensors as `Address`.
     """
 
     def __init__(self, launched: Launched, arguments: list[Any]) -> None:
-        self.launched, self.arguments = launched, arguments
+        self.compiled, self.grid, self.arguments = launched.compiled, launched.grid, arguments
         self._runner = launched.compiled[launched.grid]
 
     def start(self, stream: int, addresses: list[int]) -> None:
@@ -123,7 +123,7 @@ class Packed:
 
 def pack(launch: Relaunch, driver: Driver) -> Packed | None:
     """The launch for the driver; None where the compiled function is not as this expects."""
-    compiled, metadata = launch.launched.compiled, launch.launched.compiled.metadata
+    compiled, metadata = launch.compiled, launch.compiled.metadata
     extras = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
     if metadata.num_ctas != 1 or any(getattr(metadata, name, 0) for name in extras):
         return None
@@ -139,4 +139,4 @@ def pack(launch: Relaunch, driver: Driver) -> Packed | None:
     if len(whole) < len(parameters):
         return None
     own = (0,) * (len(sizes) - len(expected))
-    return Packed(compiled.function, launch.launched.grid, 32 * metadata.num_warps, metadata.shared, (*whole, *own))
+    return Packed(compiled.function, launch.grid, 32 * metadata.num_warps, metadata.shared, (*whole, *own))

@@ -1,10 +1,12 @@
 """A launch is started again with new addresses in place of its tensors, and the same numbers."""
 
 import ctypes
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from memopt.runtime.kernels import launches
 from memopt.runtime.kernels.launches import Address, Kernel, Launched, Relaunch, compile_ahead, observed, pack
@@ -106,7 +108,7 @@ def test_compiling_ahead_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_triton_is_handed_addresses() -> None:
     launch = relaunch()
     launch.start(9, [1000, 2000, 3000])
-    assert launch.launched.compiled.started == [((4, 2, 1), 9, (1064, None, -7, 0.5, 3000, 16))]
+    assert launch.compiled.started == [((4, 2, 1), 9, (1064, None, -7, 0.5, 3000, 16))]
 
 
 def test_the_driver_is_handed_addresses_and_values() -> None:
@@ -144,3 +146,12 @@ def test_a_refused_launch_is_an_error() -> None:
     assert packed is not None
     with pytest.raises(RuntimeError, match="error 700"):
         Burst([packed], driver).run(0, [0, 0, 0])
+
+
+def test_a_relaunch_keeps_no_tensor_alive() -> None:
+    tensor = torch.zeros(1)
+    gone = weakref.ref(tensor)
+    launch = Relaunch(Launched(Compiled(), (1, 1, 1), (tensor, None, -7, 0.5, tensor, 16)), ARGUMENTS)
+    del tensor
+    assert gone() is None
+    launch.start(0, [0, 0, 0])
