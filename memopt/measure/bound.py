@@ -9,9 +9,10 @@ as much as in the kernels, but not in most seeds.
 import copy
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -66,6 +67,27 @@ class Distance:
         together = max(self.outputs, self.gradients, self.median_parameter)
         buffers = self.buffers_apart <= BUFFERS or self.buffers <= limit
         return together <= limit and self.worst_parameters <= each and buffers
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions in full float32, in eager and in the kernels.
+
+    For a few samples cuDNN takes kernels without TF32 also where that is allowed: eager is nearer to float64 then than
+    it is at full size, by which nothing can be judged.
+    """
+    cudnn: Any = torch.backends.cudnn
+    try:
+        owner, name, off = cudnn, "allow_tf32", cast("Any", False)
+        before = cudnn.allow_tf32
+    except RuntimeError:  # it cannot be read where the newer setting was used
+        owner, name, off = cudnn.conv, "fp32_precision", "ieee"
+        before = owner.fp32_precision
+    setattr(owner, name, off)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def check_bound(

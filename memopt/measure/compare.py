@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from memopt.ir import Explanation
-from memopt.measure.bound import check_bound
+from memopt.measure.bound import check_bound, without_tf32
 from memopt.measure.equivalence import Equivalence, check_equivalence
 from memopt.measure.memory import (
     StepFigures,
@@ -182,7 +182,8 @@ def _checked(subject: _Subject, apply: Apply, explain: Explain, steps: int, targ
         if not is_out_of_memory(error):
             raise
     clean(subject.device)
-    return _check(subject, few, apply, explain, steps, target)
+    with without_tf32():
+        return _check(subject, few, apply, explain, steps, target)
 
 
 def _check(subject: _Subject, inputs: Inputs, apply: Apply, explain: Explain, steps: int, target: Target) -> Comparison:

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memopt.measure.bound import Distance, check_bound, measure_distance
+from memopt.measure.bound import Distance, check_bound, measure_distance, without_tf32
 
 
 class Rounded(nn.Module):
@@ -29,6 +30,21 @@ def pair(make: Callable[..., nn.Module], error: float) -> tuple[nn.Module, nn.Mo
     other = copy.deepcopy(naive)
     other.error = error
     return naive, other
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_full_float32_for_a_while(newer: bool) -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    if newer:
+        cudnn.rnn.fp32_precision = "ieee"  # from now on `allow_tf32` is an error
+    try:
+        with without_tf32():
+            assert cudnn.conv.fp32_precision != "tf32"
+        assert cudnn.conv.fp32_precision == before
+    finally:
+        cudnn.allow_tf32 = True
+    assert cudnn.rnn.fp32_precision == before == "tf32"
 
 
 def test_the_same_model_is_as_far_as_eager(make_tiny, images) -> None:
