@@ -33,14 +33,14 @@ GIB = 2**30
 STEPS = 3
 
 
-def row(depth: int, variant: str, cap_bytes: int) -> dict[str, Any]:
+def row(depth: int, variant: str, cap_bytes: int, lazy: bool) -> dict[str, Any]:
     """Train for a few steps and say how it went."""
     result: dict[str, Any] = dict.fromkeys(FIELDS) | {"depth": depth, "variant": variant, "cap_bytes": cap_bytes}
     clean(DEVICE)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_bytes / total)
     try:
-        _train(depth, variant, result)
+        _train(depth, variant, lazy, result)
         result["outcome"] = "trained"
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -54,14 +54,15 @@ def row(depth: int, variant: str, cap_bytes: int) -> dict[str, Any]:
     return result | provenance()
 
 
-def _train(depth: int, variant: str, result: dict[str, Any]) -> None:
+def _train(depth: int, variant: str, lazy: bool, result: dict[str, Any]) -> None:
     with seeded(0, DEVICE):
         model: nn.Module = bc.DenseNet(depth=depth).to(DEVICE)
         inputs = on_device((torch.randn(64, 3, 32, 32),), DEVICE)
         start = time.perf_counter()
         if variant.startswith("memopt"):
             _, numerics, level = variant.split()
-            memopt.apply(model, inputs, config=memopt.Config(numerics=numerics, recompute=level))
+            examples = None if lazy else inputs
+            memopt.apply(model, examples, config=memopt.Config(numerics=numerics, recompute=level))
             torch.cuda.synchronize()
             result["apply_seconds"] = time.perf_counter() - start
             result["notes"] = " ".join(memopt.explain(model).notes)
@@ -85,6 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("depths", nargs="+", type=int, help="6n + 4 layers")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["memopt fast layer"])
+    parser.add_argument("--lazy", action="store_true", help="apply without example inputs: the first step does it all")
+    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     parser.add_argument("--cap-gib", type=float, default=12.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -95,7 +98,8 @@ def main() -> None:
             writer.writeheader()
         for depth in options.depths:
             for variant in options.variants:
-                made = row(depth, variant, int(options.cap_gib * GIB))
+                made = row(depth, variant, int(options.cap_gib * GIB), options.lazy)
+                made["commit"] = options.commit or made["commit"]
                 writer.writerow(made)
                 file.flush()
                 print({key: value for key, value in made.items() if value is not None}, flush=True)

@@ -3,8 +3,8 @@
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out tests/bench/results/train_step.csv
 
 Every row is measured in this process from a cleaned state, naive first. The run stops by itself before `--seconds`
-and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time and the count of GPU
-kernels in one profiled step, `step_seconds` the median of the steps in a plain loop; `predicted_bytes` is the
+and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time (median of some profiled
+steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop; `predicted_bytes` is the
 activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out and
 filled in elsewhere:
 
@@ -61,6 +61,7 @@ GRAPHED = "memopt fast layer, CUDA graph"
 EXPANDABLE = "memopt fast layer, expandable segments"
 """With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: the allocator then reserves little that it cannot use."""
 DEPTHS = (40, 100, 196, 400)
+PROFILED_STEPS = 5
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
     "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
@@ -206,14 +207,16 @@ def _profiled(
         for _ in range(4):
             step.run()
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as trace:
-            step.run()
-            torch.cuda.synchronize()
-    kernels = [e for e in trace.events() or [] if is_kernel(e)]
-    seconds = sum(event.device_time for event in kernels) * 1e-6
+        profiled = []
+        for _ in range(PROFILED_STEPS):
+            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                step.run()
+                torch.cuda.synchronize()
+            kernels = [e for e in trace.events() or [] if is_kernel(e)]
+            profiled.append((sum(event.device_time for event in kernels) * 1e-6, len(kernels)))
     del step
     clean(DEVICE)
-    return seconds, len(kernels)
+    return statistics.median(seconds for seconds, _ in profiled), profiled[-1][1]
 
 
 def is_kernel(event: Any) -> bool:
