@@ -1,6 +1,6 @@
 """How deep a DenseNet-BC (k = 12) trains within a given memory, and how long memopt needs before its first step.
 
-    PYTHONPATH=. python tests/bench/depth.py 2002 --out tests/bench/results/depth.csv
+    PYTHONPATH=. python tests/bench/depth.py 2002 --out tests/bench/results/deepest.csv
 
 Batch 64 at 32×32, float32, the caching allocator capped (`--cap-gib`, parameters, gradients and optimiser state
 included). Per depth and variant one row: seconds of `memopt.apply` with example inputs (capture, planning and

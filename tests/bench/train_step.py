@@ -4,9 +4,9 @@
 
 Every row is measured in this process from a cleaned state, naive first. The run stops by itself before `--seconds`
 and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time (median of some profiled
-steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop; `predicted_bytes` is the
-activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out and
-filled in elsewhere:
+steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop; `predicted_bytes`
+is the activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out
+and filled in elsewhere:
 
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --no-prediction
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --only-prediction
