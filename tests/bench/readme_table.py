@@ -11,12 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "train_step.csv"
+DEEPEST = RESULTS.with_name("deepest.csv")
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
     "bc100-512": "DenseNet-BC-100 (k = 12), 512×3×32×32, fp32",
     "densenet121-64": "densenet121, 64×3×224×224, fp32",
     "densenet121-64-bf16": "densenet121, 64×3×224×224, bf16 autocast",
 }
+DEEP = 1000
+"""Layers from which on a net is very deep."""
 DEPTH = re.compile(r"bc(\d+)-64$")
 MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
@@ -73,6 +76,23 @@ def _depth_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def render_deepest(rows: list[Row]) -> str:
+    """How very deep nets fared within a given memory."""
+    deep = [row for row in rows if int(row["depth"]) >= DEEP]
+    lines = [
+        f"**Within {float(deep[0]['cap_bytes']) / 2**30:.0f} GiB**, DenseNet-BC (k = 12), 64×3×32×32, fp32 "
+        f"({_provenance(deep)})",
+        "",
+        "| layers | variant | outcome | `apply` with example inputs | first step | step | peak allocated | reserved |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in deep:
+        seconds = (f"{float(row[n]):.1f} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
+        peaks = (_mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
+        lines.append("| " + " | ".join((row["depth"], row["variant"], row["outcome"], *seconds, *peaks)) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _cell(rows: list[Row], depth: int, variant: str) -> str:
     found = [r for r in rows if int(_depth(r)) == depth and r["variant"] == variant]
     return _mib(found[0]["activation_peak_bytes"]) if found else "—"
@@ -90,7 +110,7 @@ def _provenance(rows: list[Row]) -> str:
 
 
 def _ratio(one: str, other: str, digits: int) -> str:
-    return f"{float(one) / float(other):.{digits}f}" if one else "—"
+    return f"{float(one) / float(other):.{digits}f}" if one and other else "—"
 
 
 def _mib(size_bytes: str) -> str:
@@ -99,6 +119,11 @@ def _mib(size_bytes: str) -> str:
 
 def _milliseconds(seconds: str) -> str:
     return f"{float(seconds) * 1e3:.1f} ms" if seconds else "—"
+
+
+def everything() -> str:
+    """What stands in the README between its markers."""
+    return render(load()) + "\n" + render_deepest(load(DEEPEST))
 
 
 def written(text: str, tables: str) -> str:
@@ -110,7 +135,7 @@ def main() -> None:
     """Print the tables, or write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    tables = render(load())
+    tables = everything()
     if parser.parse_args().write:
         readme = ROOT / "README.md"
         readme.write_text(written(readme.read_text(), tables))
