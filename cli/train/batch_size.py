@@ -8,6 +8,7 @@ from torch import nn
 import memopt
 from memopt.measure import GPU, Target, predict_step
 from memopt.measure.memory import available_bytes
+from memopt.measure.scaling import largest_fitting
 
 from ..errors import CommandError
 
@@ -17,36 +18,19 @@ USED_SHARE = 0.9
 PRECISION = 0.02
 """The batch found is at most this share below the largest."""
 FIRST_TRY = 16
-LINEAR_TRIES = 3
-"""After so many, every other try halves what is left, in case the peak does not grow linearly."""
 
 
 def largest_batch(peak_bytes: Callable[[int], int], free_bytes: int, most: int, multiple: int = 1) -> int | None:
-    """Bisect between a batch that fits and one that does not, guessing as if the peak grew linearly.
+    """The largest batch that fits, or None if not even `multiple` does.
 
     Args:
         peak_bytes: peak memory of a step with a batch.
         free_bytes: what there is.
         most: no batch above this is wanted.
         multiple: the batch is a multiple of this.
-
-    Returns:
-        The batch, or None if not even `multiple` fits.
     """
-    most -= most % multiple
-    fits, too_large = 0, most + multiple
-    peaks: dict[int, int] = {}
-    guess = min(FIRST_TRY * multiple, most)
-    while too_large - fits > max(multiple, PRECISION * fits):
-        guess = min(max(guess - guess % multiple, fits + multiple), too_large - multiple)
-        peaks[guess] = peak_bytes(guess)
-        if peaks[guess] <= free_bytes:
-            fits = guess
-        else:
-            too_large = guess
-        halve = len(peaks) > LINEAR_TRIES and len(peaks) % 2 == 0
-        guess = (fits + too_large) // 2 if halve else _guess(peaks, free_bytes)
-    return fits or None
+    found = largest_fitting(lambda n: peak_bytes(n * multiple), free_bytes, FIRST_TRY, PRECISION, most // multiple)
+    return None if found is None else found * multiple
 
 
 def predicted_peak(
@@ -93,13 +77,3 @@ def free_bytes(device: torch.device) -> int:
     if free is None:
         raise CommandError("--batch-size auto: this system does not say how much memory is free. Give a number.")
     return int(USED_SHARE * free)
-
-
-def _guess(peaks: dict[int, int], free: int) -> int:
-    """The batch at which a line through the two peaks closest to `free` reaches it."""
-    closest = sorted(peaks, key=lambda batch: abs(peaks[batch] - free))[:2]
-    first, second = min(closest), max(closest)
-    if first == second:
-        return int(first * free / max(peaks[first], 1))
-    slope = (peaks[second] - peaks[first]) / (second - first)
-    return int(first + (free - peaks[first]) / slope) if slope > 0 else second * 2

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 GROWTH = 8.0
 
 
-def largest_fitting(cost: Callable[[int], float], limit: float, start: int, tolerance: float = 0.0) -> int | None:
+def largest_fitting(
+    cost: Callable[[int], float], limit: float, start: int, tolerance: float = 0.0, most: int | None = None
+) -> int | None:
     """The largest whole number x ≥ 1 with cost(x) ≤ limit, for a cost that grows with x; None if not even 1 fits.
 
     Guesses by drawing a straight line through what is known, which is exact for memory over batch size.
@@ -18,6 +20,7 @@ def largest_fitting(cost: Callable[[int], float], limit: float, start: int, tole
         limit: of the cost.
         start: the first guess.
         tolerance: share of x by which the result may be too small.
+        most: no larger x is wanted.
     """
     costs: dict[int, float] = {}
 
@@ -28,11 +31,12 @@ def largest_fitting(cost: Callable[[int], float], limit: float, start: int, tole
     low, high = 0, 0
     guess = max(start, 1)
     while True:
+        guess = guess if most is None else min(guess, most)
         if fits(guess):
             low = guess
         else:
             high = guess
-        if high and (high - low == 1 or high - low <= tolerance * low):
+        if low == most or (high and (high - low == 1 or high - low <= tolerance * low)):
             return low or None
         guess = _next(costs, limit, low, high)
 
