@@ -33,18 +33,18 @@ def empty_arena(positions: int, channels: int, dtype: torch.dtype, device: torch
 def zero_arena(like: torch.Tensor) -> torch.Tensor:
     """Zeros of float32 that lie as another arena does."""
     positions, channels = like.shape
-    return torch.zeros(positions, padded(channels), device=like.device)[:, :channels]
+    return torch.zeros(positions, padded(channels), dtype=torch.float32, device=like.device)[:, :channels]
 
 
 def empty_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Two new vectors of float32, such as a mean and a variance."""
-    both = torch.empty(2, channels, device=device)
+    both = torch.empty(2, channels, dtype=torch.float32, device=device)
     return both[0], both[1]
 
 
 def zero_pair(channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Two vectors of zeros."""
-    both = torch.zeros(2, channels, device=device)
+    both = torch.zeros(2, channels, dtype=torch.float32, device=device)
     return both[0], both[1]
 
 

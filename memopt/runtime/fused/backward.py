@@ -214,7 +214,7 @@ class Backward:
         matrix, _ = self.call.matrix(stage, self.parameters)
         count = norm_act_matmul_backward.part_count(len(x), x.shape[1], len(matrix), dy.element_size())
         sums = empty_sums(count, x.shape[1], x.device)
-        parts = torch.empty(count, *matrix.shape, device=x.device)
+        parts = torch.empty(count, *matrix.shape, dtype=torch.float32, device=x.device)
         norm_act_matmul_backward.norm_act_matmul_backward(
             dy, x, *norm.arguments, matrix, self.call.allow_tf32, rounded, total, parts, sums
         )
@@ -239,7 +239,7 @@ class Backward:
         count = norm_act_conv_backward.part_count(len(x), x.shape[1], taps.element_size())
         sums = empty_sums(count, x.shape[1], x.device)
         window, _, columns = taps.shape
-        parts = torch.empty(count, window, columns, x.shape[1], device=x.device)
+        parts = torch.empty(count, window, columns, x.shape[1], dtype=torch.float32, device=x.device)
         image = image_size(size)
         norm_act_conv_backward.norm_act_conv_backward(
             g, x, *norm.arguments, taps, *image, self.call.allow_tf32, rounded, accumulate, result, parts, sums

@@ -141,7 +141,7 @@ class Forward:
         variance: torch.Tensor,
     ) -> None:
         rows = self.call.moment_rows(stage, x, y, size)
-        partial = torch.empty(2, y.shape[1], tiles.cdiv(len(x), rows), device=x.device)
+        partial = torch.empty(2, y.shape[1], tiles.cdiv(len(x), rows), dtype=torch.float32, device=x.device)
         self.call.run(stage, norm, self.parameters, x, size, y, partial)
         merge_moments(partial, len(x), rows, mean, variance)
 
@@ -158,7 +158,7 @@ class Forward:
     def _measure(self, x: torch.Tensor, copy: torch.Tensor | None, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Mean and variance of the columns of x (P, C), which are also copied where given."""
         rows = part_rows(*x.shape)
-        partial = torch.empty(2, x.shape[1], tiles.cdiv(len(x), rows), device=x.device)
+        partial = torch.empty(2, x.shape[1], tiles.cdiv(len(x), rows), dtype=torch.float32, device=x.device)
         moments(x, partial, copy)
         merge_moments(partial, len(x), rows, mean, variance)
 

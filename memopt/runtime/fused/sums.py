@@ -25,13 +25,13 @@ class Sums:
 
 def empty_sums(count: int, channels: int, device: torch.device) -> torch.Tensor:
     """Room for `Sums.norm`."""
-    return torch.empty(2, channels, count, device=device)
+    return torch.empty(2, channels, count, dtype=torch.float32, device=device)
 
 
 def weight_parts(
     call: Call, norm: Norm, g: torch.Tensor, x: torch.Tensor, size: tuple[int, ...], weight: torch.Tensor
 ) -> torch.Tensor:
     """`Sums.weight` of a wide convolution of act(norm(x)), x (P, C) an image of a size, g (P, K) its gradient."""
-    parts = torch.empty(parts_size(len(x), x.shape[1], weight), device=x.device)
+    parts = torch.empty(parts_size(len(x), x.shape[1], weight), dtype=torch.float32, device=x.device)
     norm_act_conv_weight(g, x, *norm.arguments, *image_size(size), call.allow_tf32, parts)
     return parts

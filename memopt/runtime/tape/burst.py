@@ -23,10 +23,10 @@ class Burst:
         self._driver = driver
         addresses = [p for launch in launches for p in launch.parameters if isinstance(p, Address)]
         values = [p for launch in launches for p in launch.parameters if not isinstance(p, Address)]
-        self._buffers = torch.tensor([a.buffer for a in addresses], dtype=torch.int64)
-        self._offsets = torch.tensor([a.offset_bytes for a in addresses], dtype=torch.int64)
+        self._buffers = torch.tensor([a.buffer for a in addresses], dtype=torch.int64, device="cpu")
+        self._offsets = torch.tensor([a.offset_bytes for a in addresses], dtype=torch.int64, device="cpu")
         # Every parameter in eight bytes of its own, the addresses first.
-        self._memory = torch.tensor([0] * len(addresses) + values, dtype=torch.int64)
+        self._memory = torch.tensor([0] * len(addresses) + values, dtype=torch.int64, device="cpu")
         self._filled = self._memory[: len(addresses)]
         self._calls: list[tuple[int, ...]] = []
         self._arrays: list[object] = []  # what the calls point at
@@ -51,7 +51,7 @@ class Burst:
         Raises:
             RuntimeError: CUDA refuses a launch.
         """
-        now = torch.tensor(addresses, dtype=torch.int64)
+        now = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         torch.add(now[self._buffers], self._offsets, out=self._filled)
         launch = self._driver.launch
         for function, x, y, z, threads, one, two, shared_bytes, parameters in self._calls:

@@ -149,3 +149,17 @@ def test_one_tape_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
         model(images(seed=seed).to(DEVICE)).square().sum().backward()
         counts.append(len(made))
     assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    naive, x = dense_net().to(DEVICE), images().to(DEVICE)
+    results = []
+    for default in (torch.float32, torch.float64):
+        model = fast(naive)
+        torch.set_default_dtype(default)
+        try:
+            results.append(train_step(model, (x,)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for name, value in results[0].items():
+        assert (value is None and results[1][name] is None) or torch.equal(value, results[1][name]), name

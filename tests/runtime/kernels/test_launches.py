@@ -140,6 +140,15 @@ def test_what_is_not_as_expected_is_left_to_triton(metadata: dict[str, Any], siz
     assert pack(relaunch(**metadata), Driver(sizes)) is None
 
 
+def test_parameters_lie_where_the_driver_reads_them_whatever_the_default_device() -> None:
+    driver = Driver(SIZES)
+    packed = pack(relaunch(), driver)
+    assert packed is not None
+    with torch.device("meta"):
+        Burst([packed], driver).run(5, [1000, 0, 3000])
+    assert driver.launches[0][2] == [1064, -7, 0.5, 3000, 0, 0]
+
+
 def test_a_refused_launch_is_an_error() -> None:
     driver = Driver(SIZES, code=700)
     packed = pack(relaunch(), driver)
