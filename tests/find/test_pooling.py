@@ -39,7 +39,7 @@ def test_modules(module: nn.Module, window: tuple[int, ...] | None) -> None:
         (F.avg_pool2d, (2,), {"divisor_override": 3}, None),
         (F.max_pool2d, (2,), {}, None),
     ],
-    ids=str,
+    ids=["2d", "lists", "keywords", "overlapping", "one-stride-differs", "divisor", "maximum"],
 )
 def test_calls(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], window: tuple[int, ...] | None) -> None:
     assert called_pool(target, args, kwargs) == window

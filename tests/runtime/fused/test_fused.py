@@ -532,7 +532,7 @@ def _operators(model: nn.Module, x: torch.Tensor) -> list[str]:
         (nn.AvgPool1d(2), (4, 3, 24)),
         (partial(F.avg_pool1d, kernel_size=3), (4, 3, 24)),
     ],
-    ids=str,
+    ids=["2d", "oblong", "ceiling", "1d", "1d-called"],
 )
 def test_a_transition_averages_before_it_convolves(
     pool: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], amp: torch.dtype | None, level: str
@@ -563,7 +563,7 @@ def test_a_transition_averages_before_it_convolves(
         (nn.MaxPool2d(2), (2, 3, 8, 8)),
         (lambda y: F.avg_pool2d(F.relu(y), 2), (2, 3, 8, 8)),
     ],
-    ids=str,
+    ids=["overlapping", "padded", "divisor", "ragged", "ragged-ceiling", "fives", "3d", "maximum", "after-relu"],
 )
 def test_other_poolings_stay_behind_the_convolution(
     pool: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]
