@@ -269,7 +269,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--works", nargs="+", choices=WORKS, default=[name for name in WORKS if name != "tiny"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=420.0, help="no case is begun after that many")
-    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     return parser.parse_args()
 
 
@@ -298,8 +297,7 @@ def main() -> None:
     bench = Bench(device)
     rows = bench.run([case for case in todo if case.variant in options.variants], started + options.seconds)
     if bench.rank == 0:
-        origin = provenance() | ({"commit": options.commit} if options.commit else {})
-        write(rows, options.out, origin)
+        write(rows, options.out, provenance())
     else:
         for _ in rows:
             pass

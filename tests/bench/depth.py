@@ -87,7 +87,6 @@ def main() -> None:
     parser.add_argument("depths", nargs="+", type=int, help="6n + 4 layers")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["memopt fast layer"])
     parser.add_argument("--lazy", action="store_true", help="apply without example inputs: the first step does it all")
-    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     parser.add_argument("--cap-gib", type=float, default=12.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -99,7 +98,6 @@ def main() -> None:
         for depth in options.depths:
             for variant in options.variants:
                 made = row(depth, variant, int(options.cap_gib * GIB), options.lazy)
-                made["commit"] = options.commit or made["commit"]
                 writer.writerow(made)
                 file.flush()
                 print({key: value for key, value in made.items() if value is not None}, flush=True)

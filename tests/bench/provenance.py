@@ -1,6 +1,10 @@
-"""What a figure must name to be worth anything."""
+"""What a figure must name to be worth anything.
+
+Where git is absent, the environment variable COMMIT says which commit is measured.
+"""
 
 import datetime
+import os
 import subprocess
 
 import torch
@@ -13,7 +17,7 @@ def provenance() -> dict[str, str]:
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+        commit = os.environ.get("COMMIT", "unknown")
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU",
         "torch": torch.__version__,

@@ -107,7 +107,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=200.0)
-    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     new = not options.out.exists()
@@ -133,8 +132,6 @@ def main() -> None:
                 "loading_share": figures["loading_seconds"] / figures["step_seconds"],
                 **provenance(),
             }
-            if options.commit:
-                row["commit"] = options.commit
             writer.writerow(row)
             file.flush()
             print(_line(row), flush=True)

@@ -237,7 +237,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=520.0)
-    parser.add_argument("--commit", help="commit to name in the rows, where git is absent")
     prediction = parser.add_mutually_exclusive_group()
     prediction.add_argument("--no-prediction", action="store_true", help="measure only")
     prediction.add_argument("--only-prediction", action="store_true", help="fill in what rows lack")
@@ -255,8 +254,6 @@ def main() -> None:
             for row in rows(table, options.variants, deadline):
                 if not options.no_prediction:
                     row["predicted_bytes"] = predicted(row)
-                if options.commit:
-                    row["commit"] = options.commit
                 writer.writerow(row)
                 file.flush()
                 print(_line(row), flush=True)
