@@ -1,6 +1,6 @@
 """What a figure must name to be worth anything.
 
-Where git is absent, the environment variable COMMIT says which commit is measured.
+The environment variable COMMIT says which commit is measured where git does not know.
 """
 
 import datetime
@@ -12,12 +12,10 @@ import torch
 
 def provenance() -> dict[str, str]:
     """GPU, torch, commit and date."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = os.environ.get("COMMIT", "unknown")
+    commit = os.environ.get("COMMIT")
+    if not commit:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = found.stdout.strip() or "unknown"
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU",
         "torch": torch.__version__,
