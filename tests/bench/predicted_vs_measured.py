@@ -19,7 +19,7 @@ from provenance import provenance
 from torch import nn
 
 import memopt
-from densenet_models import bc, growing, volumetric
+from densenet_models import bc, growing, signal, volumetric
 from memopt.measure import GPU
 from memopt.measure.memory import leave, measure_step
 from memopt.measure.predict import predict
@@ -59,6 +59,12 @@ WORKS = {
     "DenseNet-BC-100, large batch": Work(bc.DenseNet, (512, 3, 32, 32)),
     "densenet121": Work(bc.densenet121, (64, 3, 224, 224)),
     "densenet121, channels-last": Work(bc.densenet121, (64, 3, 224, 224), torch.bfloat16, channels_last=True),
+    "densenet121, autocast, contiguous": Work(bc.densenet121, (64, 3, 224, 224), torch.bfloat16),
+    "densenet121, small batch": Work(bc.densenet121, (16, 3, 224, 224)),
+    "DenseNet-BC-40, small batch": Work(lambda: bc.DenseNet(depth=40), (64, 3, 32, 32)),
+    "DenseNet-BC-196": Work(lambda: bc.DenseNet(depth=196), (64, 3, 32, 32)),
+    "volumetric, large": Work(volumetric.DenseNet, (2, 1, 64, 64, 64)),
+    "signal": Work(signal.DenseNet, (64, 12, 4096)),
     "DenseNet-BC-40": Work(lambda: bc.DenseNet(depth=40), (256, 3, 32, 32), held_out=True),
     "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (96, 3, 32, 32), held_out=True),
     "densenet169": Work(bc.densenet169, (24, 3, 224, 224), held_out=True),

@@ -6,9 +6,10 @@ are known to be the same again, only the addresses differ.
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,9 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
-            if getattr(_local, "compiles_only", False):
-                self.jit.warmup(*arguments, grid=grid, **constants)
+            compiling = getattr(_local, "compiling", None)
+            if compiling is not None:
+                compiling.append(self.jit.warmup(*arguments, grid=grid, **constants))
                 return
             compiled = self.jit[grid](*arguments, **constants)
             launches = getattr(_local, "launches", None)
@@ -75,13 +77,23 @@ def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
     mode = getattr(triton, "AsyncCompileMode", None)
     if mode is None:
         return
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, mode(pool, ignore_errors=True):
-        _local.compiles_only = True
-        try:
-            for launch in launches:
-                launch()
-        finally:
-            _local.compiles_only = False
+    compiling: list[Any] = []
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        with mode(pool, ignore_errors=True):
+            _local.compiling = compiling
+            try:
+                for launch in launches:
+                    launch()
+            finally:
+                _local.compiling = None
+        # Triton has a C function compiled for each signature, which it would do as each is first launched.
+        new = [one.kernel for one in compiling if hasattr(one, "future") and one.kernel is not None]
+        deque(pool.map(_build_launcher, {tuple(k.src.signature.values()): k for k in new}.values()), maxlen=0)
+
+
+def _build_launcher(compiled: Any) -> None:
+    with suppress(Exception):  # the launch will say what is wrong
+        triton.runtime.driver.active.launcher_cls(compiled.src, compiled.metadata)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,18 +91,31 @@ def test_compiling_ahead_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             events.append("end")
 
     class Compiling(Jit):
-        def warmup(self, *arguments: Any, grid: Any, **constants: Any) -> None:
+        def warmup(self, *arguments: Any, grid: Any, **constants: Any) -> Any:
             events.append((arguments, grid, constants))
+            if arguments[1] == 0:
+                return SimpleNamespace(future=None, kernel=None)  # it did not compile
+            if arguments[1] == 1:
+                return SimpleNamespace(kernel=b"of an earlier call")
+            source = SimpleNamespace(signature={"x": "*fp32", "n": "i32", "SIZE": "constexpr"})
+            return SimpleNamespace(future=None, kernel=SimpleNamespace(src=source, metadata="metadata"))
 
         def __getitem__(self, grid: Any) -> Any:
             return lambda *arguments, **constants: events.append("launched")
 
+    def launcher(source: Any, metadata: str) -> None:
+        events.append(("launcher", *source.signature.values(), metadata))
+        raise RuntimeError("left for the launch to say")
+
     events: list[Any] = []
-    monkeypatch.setattr(launches.triton, "AsyncCompileMode", Mode, raising=False)
+    driver = SimpleNamespace(active=SimpleNamespace(launcher_cls=launcher))
+    namespace = SimpleNamespace(AsyncCompileMode=Mode, runtime=SimpleNamespace(driver=driver))
+    monkeypatch.setattr(launches, "triton", namespace)
     kernel = Kernel(Compiling())
-    compile_ahead([lambda: kernel[(5,)]("x", 2, SIZE=16)])
+    compile_ahead([lambda number=number: kernel[(5,)]("x", number, SIZE=16) for number in (0, 1, 2, 3)])
     kernel[(5,)]("x", 2, SIZE=16)
-    assert events == ["begin", (("x", 2), (5,), {"SIZE": 16}), "end", "launched"]
+    compiled = [(("x", number), (5,), {"SIZE": 16}) for number in (0, 1, 2, 3)]
+    assert events == ["begin", *compiled, "end", ("launcher", "*fp32", "i32", "constexpr", "metadata"), "launched"]
 
 
 def test_triton_is_handed_addresses() -> None:
