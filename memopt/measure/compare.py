@@ -234,7 +234,7 @@ def _with_prediction(result: Comparison, subject: _Subject, variant: _Variant) -
 
 
 def _unmeasured(prediction: Prediction, when: str, target: Target) -> tuple[str, ...]:
-    """A sentence where workspaces are not known that could raise the peak noticeably."""
+    """A sentence where workspaces were not measured that could raise the peak noticeably."""
     peak_bytes, largest_bytes = prediction.figures.peak_allocated_bytes, prediction.largest.peak_allocated_bytes
     assert peak_bytes is not None
     assert largest_bytes is not None
@@ -242,7 +242,7 @@ def _unmeasured(prediction: Prediction, when: str, target: Target) -> tuple[str,
         return ()
     return (
         f"Predicted {when}: the workspaces of {len(prediction.unmeasured)} convolutions were never measured on a "
-        f"{target.name} and are left out. Upper bound of the peak allocated: {largest_bytes / 2**20:,.1f} MiB.",
+        f"{target.name} and are estimated. Upper bound of the peak allocated: {largest_bytes / 2**20:,.1f} MiB.",
     )
 
 

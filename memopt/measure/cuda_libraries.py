@@ -7,7 +7,7 @@ import torch
 
 from memopt.measure.target import Target
 from memopt.measure.trace import Origin, SimulatedDevice
-from memopt.measure.workspaces import ConvolutionCall, convolution_calls, lies_channels_last, measured
+from memopt.measure.workspaces import ConvolutionCall, convolution_calls, estimated, lies_channels_last, measured
 
 _aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class CudaLibraries:
         target: says how large they are.
 
     Attributes:
-        unmeasured: convolutions whose workspace is not known.
+        unmeasured: convolutions whose workspace was not measured.
     """
 
     def __init__(self, device: SimulatedDevice, target: Target) -> None:
@@ -54,14 +54,15 @@ class CudaLibraries:
 
     def result(self, func: Any, args: Sequence[Any], index: int) -> None:
         """Ask for, and give back, what an operator takes once its result with this index has been allocated."""
-        for place, (call, bound_bytes) in enumerate(convolution_calls(func, args)):
+        for place, call in enumerate(convolution_calls(func, args)):
             if place != index:
                 continue
             size_bytes, origin = measured().get(call), Origin(f"workspace of {call.operation}")
             if size_bytes is None:
+                size_bytes = estimated(call)
                 self.unmeasured.add(call)
-                self._device.might_allocate(bound_bytes, origin)
-            elif size_bytes:
+                self._device.might_allocate(call.bound_bytes, origin)
+            if size_bytes:
                 self._device.free(self._device.allocate(size_bytes, origin))
 
     def after(self, held: list[int]) -> None:

@@ -47,7 +47,7 @@ class Prediction:
             modelled.
         step_from: index of the event with which the predicted step begins.
         served: that step, as the target's allocator served it; None where that is not modelled.
-        unmeasured: convolutions whose workspace is not known, and not in `figures`.
+        unmeasured: convolutions whose workspace was not measured; `figures` has estimates.
         largest: the figures if each of these took as much as it may: an upper bound.
     """
 

@@ -1,10 +1,16 @@
-"""What cuDNN's convolutions take for the time of a call: measured where it was, else an upper bound.
+"""What cuDNN's convolutions take for the time of a call: as measured, else estimated, with an upper bound.
 
 The table, `workspaces.csv`, is made on a GPU by `tests/bench/measure_workspaces.py`. A convolution that is not in it
-may take nothing, or as much as copies of all its operands in another layout: that is the bound.
+is taken for as hungry as the measured one that is most like it, in proportion to their operands.
+
+Note: [Upper bound]
+Most of what cuDNN takes are copies of the operands in another layout, and partial sums of weight gradients, which are
+limited by what a device computes at a time. No row of the table needs more than 4/3 of its operands and 64 MiB, nor
+more than 8 times its operands.
 """
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache
@@ -42,9 +48,26 @@ class ConvolutionCall:
     dilation: str
     groups: str
 
+    @property
+    def operands_bytes(self) -> int:
+        """Of input, weight and output together."""
+        x, weight = _sizes(self.input), _sizes(self.weight)
+        settings = (_sizes(text) for text in (self.stride, self.padding, self.dilation))
+        made = [
+            (size + 2 * pad - spread * (window - 1) - 1) // step + 1
+            for size, window, step, pad, spread in zip(x[2:], weight[2:], *settings, strict=True)
+        ]
+        elements = math.prod(x) + math.prod(weight) + x[0] * weight[0] * math.prod(made)
+        return int(elements * getattr(torch, self.dtype).itemsize)
 
-def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[tuple[ConvolutionCall, int], ...]:
-    """The passes of a convolution that an operator makes, each with its upper bound in bytes; none of another's.
+    @property
+    def bound_bytes(self) -> int:
+        """See Note: [Upper bound]."""
+        return min(4 * self.operands_bytes // 3 + 64 * 2**20, 8 * self.operands_bytes)
+
+
+def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[ConvolutionCall, ...]:
+    """The passes of a convolution that an operator makes; none of another's.
 
     Args:
         func: the operator, as a dispatch mode sees it.
@@ -52,14 +75,12 @@ def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[tuple[Convolution
     """
     if func is _aten.convolution.default and not args[6] and args[0].numel():
         x, weight = args[:2]
-        return ((_call(FORWARD, x, weight, args[3], args[4], args[5], args[8]), _forward_bound(args)),)
+        return (_call(FORWARD, x, weight, args[3], args[4], args[5], args[8]),)
     if func is _aten.convolution_backward.default and not args[7]:
-        grad, x, weight = args[:3]
-        bound = _bytes(grad) + _bytes(x) + _bytes(weight)
+        x, weight = args[1:3]
         wanted = zip((DATA_GRADIENT, WEIGHT_GRADIENT), args[10], strict=False)
         stride, padding, dilation = args[4:7]
-        names = [name for name, wants in wanted if wants]
-        return tuple((_call(name, x, weight, stride, padding, dilation, args[9]), bound) for name in names)
+        return tuple(_call(name, x, weight, stride, padding, dilation, args[9]) for name, wants in wanted if wants)
     return ()
 
 
@@ -70,6 +91,35 @@ def measured() -> dict[ConvolutionCall, int]:
     with TABLE.open(newline="", encoding="ascii") as file:
         rows = [row for row in csv.DictReader(file) if row["workspace_bytes"]]
     return {ConvolutionCall(*(row[name] for name in names)): int(row["workspace_bytes"]) for row in rows}
+
+
+def estimated(call: ConvolutionCall) -> int | None:
+    """Bytes of a call that was not measured, by the one most like it; None where none has its window and its kind."""
+    alike = _by_kind().get(_kind(call), ())
+    if not alike:
+        return None
+    nearest = min(alike, key=lambda other: (_distance(call, other), astuple(other)))
+    return round(measured()[nearest] * call.operands_bytes / nearest.operands_bytes)
+
+
+@cache
+def _by_kind() -> dict[tuple[str, ...], list[ConvolutionCall]]:
+    kinds: dict[tuple[str, ...], list[ConvolutionCall]] = {}
+    for call in measured():
+        kinds.setdefault(_kind(call), []).append(call)
+    return kinds
+
+
+def _kind(call: ConvolutionCall) -> tuple[str, ...]:
+    """What must be the same for two calls to be compared at all."""
+    window = _joined(_sizes(call.weight)[2:])
+    return (call.operation, call.dtype, call.layout, window, call.stride, call.padding, call.dilation, call.groups)
+
+
+def _distance(call: ConvolutionCall, other: ConvolutionCall) -> float:
+    """How many times larger or smaller channels, batch and images are, in all."""
+    here, there = ((*_sizes(c.input), _sizes(c.weight)[0]) for c in (call, other))
+    return sum(abs(math.log(a / b)) for a, b in zip(here, there, strict=True))
 
 
 def as_row(call: ConvolutionCall) -> dict[str, str]:
@@ -109,15 +159,5 @@ def _joined(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _forward_bound(args: Sequence[Any]) -> int:
-    x, weight, _, stride, padding, dilation = args[:6]
-    positions = int(x.shape[0])
-    for size, window, *rest in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
-        step, pad, spread = rest
-        positions *= (size + 2 * pad - spread * (window - 1) - 1) // step + 1
-    result_bytes: int = positions * weight.shape[0] * x.element_size()
-    return _bytes(x) + _bytes(weight) + result_bytes
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))

@@ -64,6 +64,7 @@ WORKS = {
     "DenseNet-BC-40, small batch": Work(lambda: bc.DenseNet(depth=40), (64, 3, 32, 32)),
     "DenseNet-BC-196": Work(lambda: bc.DenseNet(depth=196), (64, 3, 32, 32)),
     "volumetric, large": Work(volumetric.DenseNet, (2, 1, 64, 64, 64)),
+    "volumetric, small batch": Work(volumetric.DenseNet, (2, 1, 48, 48, 48)),
     "signal": Work(signal.DenseNet, (64, 12, 4096)),
     "DenseNet-BC-40": Work(lambda: bc.DenseNet(depth=40), (256, 3, 32, 32), held_out=True),
     "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (96, 3, 32, 32), held_out=True),

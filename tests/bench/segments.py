@@ -53,7 +53,7 @@ def _print_figures(prediction: Prediction) -> None:
         largest = prediction.largest
         assert largest.peak_allocated_bytes is not None
         print(
-            f"{len(prediction.unmeasured)} workspaces of convolutions were never measured and are left out; "
+            f"{len(prediction.unmeasured)} workspaces of convolutions were never measured and are estimated; "
             f"upper bound of the peak allocated {largest.peak_allocated_bytes / MIB:,.1f} MiB"
         )
     print(f"{'reserved / allocated':20s} {figures.peak_reserved_bytes / figures.peak_allocated_bytes:10.3f}")
