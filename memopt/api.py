@@ -273,14 +273,15 @@ def _rewrite_forward(
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found, lambda norm: config.level_of(joined(path, norm))) for group in groups]
     fused = [_fused(group, draft, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
-    explanation = explain_rewriting(captured, groups, drafts, [*found.rejected, *refused], fused)
+    regions = [
+        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft), f"{path}#{index}")
+        for index, (group, draft, plan) in enumerate(zip(groups, drafts, fused, strict=True))
+    ]
+    not_fused = [plan if isinstance(plan, str) else None for plan in fused]
+    explanation = explain_rewriting(captured, regions, drafts, [*found.rejected, *refused], not_fused)
     boundaries = boundaries_of(captured, found)
     if not groups:
         return RewrittenForward(None, None, explanation, boundaries)
-    regions = [
-        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft))
-        for group, draft, plan in zip(groups, drafts, fused, strict=True)
-    ]
     spliced = splice(captured, found, regions)
     take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
     return RewrittenForward(spliced.function, captured.output_spec, explanation, boundaries)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from memopt.errors import ConfigError
 from memopt.ir import Level
 
 Numerics = Literal["auto", "exact", "fast"]
-Recompute = Literal["auto", "concat", "layer"]
+Recompute = Literal["auto", "keep", "concat", "layer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Config:
             cannot run is run exactly, with the reason in `explain`. "auto" (the default) is "fast" on CUDA and
             "exact" elsewhere.
         recompute: "concat" recomputes concat → norm → activation in backward and keeps each layer's bottleneck
-            output; "layer" keeps only the features and recomputes the bottleneck convolution too. "auto" (the
+            output; "layer" keeps only the features and recomputes the bottleneck convolution too; "keep" recomputes
+            nothing that eager does not (on fused kernels, which never store concats, it is "concat"). "auto" (the
             default) is "layer". A mapping chooses for each layer: of patterns of the dotted path of the layer's first
             norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does.
         verify: compare the rewritten model with the untouched one when `apply` is given example inputs
@@ -53,4 +54,4 @@ class Config:
             chosen = next(matching, "layer")
         else:
             chosen = self.recompute
-        return "concat" if chosen == "concat" else "layer"
+        return "layer" if chosen == "auto" else cast("Level", chosen)

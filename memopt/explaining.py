@@ -1,69 +1,71 @@
 """What became of every chain of a recorded forward, as `memopt.explain` says it."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Literal
 
 from torch import fx
 
 from memopt.capture import Captured
 from memopt.find import Chain, Rejected
-from memopt.ir import ChainReport, Explanation, FusedPlan, Level, RegionDraft
-from memopt.plan import unsaved_bytes
-from memopt.rewrite.regions import Group, module_of
+from memopt.ir import ChainReport, Explanation, FusedPlan, RegionDraft
+from memopt.plan import Work, recomputed_work, unsaved_bytes
+from memopt.rewrite import Region
+from memopt.rewrite.regions import module_of
 
 NOTHING_FOUND = "No concat → norm → activation chain was found: nothing to rewrite."
 
 
 def explain_rewriting(
     captured: Captured,
-    groups: list[Group],
+    regions: list[Region],
     drafts: list[RegionDraft],
     rejected: list[Rejected],
-    fused: list[FusedPlan | str | None],
+    not_fused: list[str | None],
 ) -> Explanation:
     """Reports in the order of execution.
 
     Args:
         captured: the recorded forward.
-        groups, drafts, fused: the regions: which chains, what is computed, and the plan on fused kernels, the reason
-            why there is none, or None where none was asked for.
+        regions, drafts: which chains run together, what they compute and how.
         rejected: chains that are left alone.
+        not_fused: for each region, why it does not run on fused kernels; None where it does or was not asked to.
     """
     reports: dict[fx.Node, ChainReport] = {}
     slow: list[str] = []
-    for group, draft, plan in zip(groups, drafts, fused, strict=True):
-        numerics = "fast" if isinstance(plan, FusedPlan) else "exact"
-        unsaved = unsaved_bytes(draft)
+    for region, draft, why_not in zip(regions, drafts, not_fused, strict=True):
+        unsaved, work = unsaved_bytes(draft), recomputed_work(draft, region.plan)
         levels = {step.name: step.level for step in draft.steps}
-        for c in group.chains:
-            saved = sum(unsaved.get(node.name, 0) for node in c.nodes)
-            reports[c.norm] = _report(c, c.role, "rewritten", levels[c.norm.name], numerics, None, saved)
-        if isinstance(plan, str):
-            blocks = " and ".join(str(block) for block in sorted({chain.block for chain in group.chains}))
-            slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {plan}.")
-    reports |= {entry.norm: _report(entry, "layer", "rejected", None, None, entry.reason, 0) for entry in rejected}
+        numerics: Literal["exact", "fast"] = "fast" if isinstance(region.plan, FusedPlan) else "exact"
+        for c in region.group.chains:
+            again = sum((work.get(node.name, Work()) for node in c.nodes), Work())
+            reports[c.norm] = replace(
+                _report(c, "rewritten"),
+                role=c.role,
+                level=levels[c.norm.name],
+                numerics=numerics,
+                saved_bytes=sum(unsaved.get(node.name, 0) for node in c.nodes),
+                recomputed_bytes=again.moved_bytes,
+                recomputed_flops=again.flops,
+                region=region.label,
+            )
+        if why_not is not None:
+            blocks = " and ".join(str(block) for block in sorted({chain.block for chain in region.group.chains}))
+            slow.append(f"Dense block {blocks} runs exactly, not on fused kernels: {why_not}.")
+    reports |= {entry.norm: replace(_report(entry, "rejected"), reason=entry.reason) for entry in rejected}
     in_order = tuple(reports[node] for node in captured.order if node in reports)
     notes = slow if reports else [NOTHING_FOUND]
     return Explanation(True, True, False, in_order, tuple(notes))
 
 
-def _report(
-    entry: Chain | Rejected,
-    role: Any,
-    action: Any,
-    level: Level | None,
-    numerics: Any,
-    reason: str | None,
-    saved_bytes: int,
-) -> ChainReport:
+def _report(entry: Chain | Rejected, action: Literal["rewritten", "rejected"]) -> ChainReport:
     return ChainReport(
         node=entry.anchor.name,
         module=module_of(entry.norm),
         source=entry.anchor.meta.get("source", ""),
         block=entry.block,
-        role=role,
+        role="layer",
         action=action,
-        level=level,
-        numerics=numerics,
-        reason=reason,
-        saved_bytes=saved_bytes,
+        level=None,
+        numerics=None,
+        reason=None,
     )

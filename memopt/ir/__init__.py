@@ -14,6 +14,7 @@ from memopt.ir.fused import (
     Pooling,
 )
 from memopt.ir.modules import has_hooks, has_own_forward
+from memopt.ir.moments import Phase, region_has_run, watching_regions
 from memopt.ir.ops import IDENTITY, NEEDS_INPUT, NEEDS_OUTPUT, Activation, Kind, Operand, OpSpec, Role
 from memopt.ir.plan import (
     Compute,
@@ -50,6 +51,7 @@ __all__ = [
     "Level",
     "OpSpec",
     "Operand",
+    "Phase",
     "PlainStage",
     "Pooling",
     "RegionDraft",
@@ -64,7 +66,9 @@ __all__ = [
     "is_fully_sharded",
     "is_in_pieces",
     "join_explanations",
+    "region_has_run",
     "sharding_policy",
     "synchronised_batch_norm",
     "waits_for_others",
+    "watching_regions",
 ]

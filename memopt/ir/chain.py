@@ -17,10 +17,13 @@ class ChainReport:
         role: "layer" when the chain ends in a feature of the block, "exit" when it leaves it (a transition, the
             final norm).
         action: "rewritten" or "rejected".
-        level: recompute level used, "concat" or "layer"; None when rejected.
+        level: recompute level used, "keep", "concat" or "layer"; None when rejected.
         numerics: how it runs, "exact" or "fast"; None when rejected.
-        reason: why it was rejected; None when rewritten.
+        reason: why it was rejected, or why a memory budget gave it its level; None where there is nothing to say.
         saved_bytes: activations that eager keeps for backward and the rewritten chain does not, by their shapes.
+        recomputed_bytes: what computing them again reads and writes.
+        recomputed_flops: floating-point operations of that, multiplications and additions.
+        region: name of the region it runs in; "" when rejected.
     """
 
     node: str
@@ -29,10 +32,13 @@ class ChainReport:
     block: int
     role: Literal["layer", "exit"]
     action: Literal["rewritten", "rejected"]
-    level: Literal["concat", "layer"] | None
+    level: Literal["keep", "concat", "layer"] | None
     numerics: Literal["exact", "fast"] | None
     reason: str | None
     saved_bytes: int = 0
+    recomputed_bytes: int = 0
+    recomputed_flops: int = 0
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import torch
 
 from memopt.ir.ops import OpSpec
 
-Level = Literal["concat", "layer"]
+Level = Literal["keep", "concat", "layer"]
+"""How much of a layer is computed again: nothing, up to its first convolution, everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ def kept_values(draft: RegionDraft) -> tuple[int, ...]:
     """Values to save: those that backward reads, directly or to compute others again, and may not compute again.
 
     Level "layer" keeps the features alone. "concat" also keeps whatever lies behind a layer's first convolution, as
-    eager does, so that no convolution runs twice.
+    eager does, so that no convolution runs twice. "keep" keeps what eager keeps.
     """
     recomputed = _recomputed(draft)
     producer = {step.output: step for step in draft.steps}
@@ -52,6 +52,8 @@ def _recomputed(draft: RegionDraft) -> frozenset[int]:
     whole_layers = {s.output for s in draft.steps if s.level == "layer" and s.output not in features}
     expanded: set[int] = set()
     for step in draft.steps:
+        if step.level == "keep":
+            continue
         if step.op.kind is Kind.CONCAT:
             expanded.add(step.output)
         elif step.op.kind is Kind.CONVOLUTION or step.output in features:

@@ -22,10 +22,11 @@ Forward = Callable[..., tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A group of nodes with the plan by which it runs."""
+    """A group of nodes with the plan by which it runs, and what that is called where its moments are told."""
 
     group: Group
     plan: RegionPlan | FusedPlan
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:
         group.nodes[0].prepend(node)
     with graph.inserting_before(group.nodes[0]):
         operands = tuple(() if n in found.concats else _operands(graph, n, found) for n in group.nodes)
-        call = graph.call_function(_callable(region.plan, name), (group.inputs, operands))
+        call = graph.call_function(_callable(region, name), (group.inputs, operands))
         call.meta["source"] = group.nodes[0].meta.get("source", "")
         results = [
             graph.call_function(operator.getitem, (call, index))
@@ -80,8 +81,9 @@ def _replace(graph: fx.Graph, found: Found, region: Region, name: str) -> None:
         graph.erase_node(node)
 
 
-def _callable(plan: RegionPlan | FusedPlan, name: str) -> Callable[..., Any]:
-    return fused_callable(plan, name) if isinstance(plan, FusedPlan) else region_callable(plan, name)
+def _callable(region: Region, name: str) -> Callable[..., Any]:
+    plan, label = region.plan, region.label
+    return fused_callable(plan, name, label) if isinstance(plan, FusedPlan) else region_callable(plan, name, label)
 
 
 def _is_later(user: fx.Node, last: int, found: Found) -> bool:

@@ -19,20 +19,25 @@ from typing import Any
 
 import torch
 
-from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step
+from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step, region_has_run
 from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.gradients import GradientSums
 from memopt.runtime.memory_format import concat_format, dense_strides, suggested_format
 from memopt.runtime.ops import as_joint
 
 
-def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
+def region_callable(plan: RegionPlan, name: str, label: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The function that generated code calls in place of the region's nodes.
 
     It takes the region's input tensors and, for each step that has any, its operands (a live module, or the tensors
     of a function call), and returns the region's outputs followed by its passed-through inputs.
+
+    Args:
+        plan: what to run.
+        name: of the function.
+        label: what the region is called where its moments are told.
     """
-    schedule = _Schedule(plan)
+    schedule = _Schedule(plan, label)
 
     def run(inputs: Tensors, operands: tuple[tuple[Any, ...], ...]) -> Tensors:
         call = _Call(schedule, Binding(plan.steps, operands))
@@ -46,8 +51,8 @@ def region_callable(plan: RegionPlan, name: str) -> Callable[[Tensors, tuple[Any
 class _Schedule:
     """A plan with what is looked up at every call computed once."""
 
-    def __init__(self, plan: RegionPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: RegionPlan, label: str) -> None:
+        self.plan, self.label = plan, label
         self.kept = frozenset(plan.kept)
         self.concat_of = {s.output: s for s in plan.steps if s.op.kind is Kind.CONCAT}
 
@@ -83,12 +88,14 @@ class _Region(torch.autograd.Function):
         numbers = (*plan.outputs, *plan.passed_through)
         frozen = [t for t, n in zip(outputs, numbers, strict=True) if n not in call.requires_grad]
         ctx.mark_non_differentiable(*frozen)
+        region_has_run(call.schedule.label, "forward")
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         with torch.no_grad(), torch.autocast(device_type(grad_outputs), enabled=False):
             gradients = _run_backward(ctx, grad_outputs)
+        region_has_run(ctx.call.schedule.label, "backward")
         if torch.is_grad_enabled():  # create_graph=True
             gradients = guarded(gradients)
         return (None, *gradients)

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "frozen_stem": (False, False, True),
     "channels_last": (False, False, True),
     "amp": (False, False, False, True),
-    "level": ("layer", "concat"),
+    "level": ("layer", "concat", "keep"),
     "batch": (2, 3),
 }
 """What each field of a recipe may be; what is written twice is drawn twice as often."""

@@ -44,7 +44,7 @@ def test_trains_as_eager_does(recipe: Recipe) -> None:
 
 def test_plain_styles_are_rewritten_completely() -> None:
     for style in ("list", "growing", "prepended"):
-        for level in ("concat", "layer"):
+        for level in ("keep", "concat", "layer"):
             explanation = assert_exact(Recipe(style=style, layers=(3, 2), bottleneck=2, level=level))
 
             assert explanation.ran
