@@ -51,9 +51,14 @@ def make_job(options: argparse.Namespace) -> Job:
 
     Raises:
         CommandError: something cannot be used.
-        ConfigError: `--numerics` or `--recompute` asks for what there is not.
+        ConfigError: `--numerics`, `--recompute` or `--budget` asks for what there is not.
     """
-    config = memopt.Config(numerics=options.numerics, recompute=options.recompute, verify=False)
+    config = memopt.Config(
+        numerics=options.numerics,
+        recompute=options.recompute,
+        memory_budget=getattr(options, "budget", None),
+        verify=False,
+    )
     device = choose_device(options.device)
     if options.amp and options.dtype != "fp32":
         raise CommandError(f"--amp casts an fp32 model, not --dtype {options.dtype}. Leave one of them out.")

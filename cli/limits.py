@@ -10,10 +10,10 @@ import torch
 from memopt.measure import StepFigures
 from memopt.measure.scaling import largest_fitting
 from memopt.report import print_table, stage_display
+from memopt.sizes import parse_size
 
 from .errors import CommandError
 from .job import Job, make_job
-from .sizes import parse_size
 from .target import load_target, parse_arguments, takes_argument
 from .variants import NAIVE, Variant, levels, measured, other_variants, predicted, with_batch
 

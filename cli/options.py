@@ -46,9 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="draw predicted memory over one step, before and after, by category; FILE ends in .html, .svg or .png",
     )
+    _add_budget(optimize)
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")
     explain = _command(commands, "explain", "show every chain of a model, what is done with it and what that saves")
     explain.add_argument("--json", metavar="FILE", help="write that as JSON; - writes it to stdout, alone")
+    _add_budget(explain)
     limits = _command(commands, "limits", "the largest batch, and the deepest model, that train in a given memory")
     limits.add_argument("--memory", required=True, metavar="SIZE", help="of the GPU, 12GiB for example")
     _add_also(limits)
@@ -70,6 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_train(commands)
     return parser
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="that a step's peak allocated stays within, 6GiB for example: each layer keeps what there is room for",
+    )
 
 
 def _add_also(parser: argparse.ArgumentParser) -> None:

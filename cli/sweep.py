@@ -17,7 +17,7 @@ from memopt.report.pictures import lines_figure, save_figure
 from .errors import CommandError
 from .job import Job, make_job
 from .output import require_writable
-from .sizes import is_range, parse_range
+from .ranges import is_range, parse_range
 from .target import load_target, parse_arguments
 from .variants import NAIVE, Variant, levels, measured, memopt_variant, other_variants, predicted, with_batch
 

@@ -9,12 +9,13 @@ source tree for the architecture.
 
 from memopt.api import apply, compare, explain, remove
 from memopt.config import Config
-from memopt.errors import CaptureError, ConfigError, EquivalenceError, MemoptError, ModelError
-from memopt.ir import ChainReport, Explanation
+from memopt.errors import BudgetError, CaptureError, ConfigError, EquivalenceError, MemoptError, ModelError
+from memopt.ir import ChainReport, Explanation, MemoryPlan, PlannedLayer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "CaptureError",
     "ChainReport",
     "Config",
@@ -22,7 +23,9 @@ __all__ = [
     "EquivalenceError",
     "Explanation",
     "MemoptError",
+    "MemoryPlan",
     "ModelError",
+    "PlannedLayer",
     "apply",
     "compare",
     "explain",

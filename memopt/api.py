@@ -1,9 +1,9 @@
-"""The public calls. `_rewrite_forward` is the whole pipeline on one screen."""
+"""The public calls."""
 
 import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -11,27 +11,26 @@ import torch
 from torch import nn
 
 from memopt.arguments import as_tuple, checked, unwrapped
-from memopt.capture import capture, keeping_python_values, through_checkpoints
-from memopt.config import Config, Numerics
+from memopt.budget import Rewriting, plan_call, plan_within
+from memopt.capture import keeping_python_values, through_checkpoints
+from memopt.config import Config
 from memopt.errors import CaptureError
-from memopt.explaining import NOTHING_FOUND, explain_rewriting
-from memopt.find import find_chains
+from memopt.explaining import NOTHING_FOUND
 from memopt.ir import (
     Explanation,
-    FusedPlan,
-    RegionDraft,
+    Level,
+    MemoryPlan,
     has_own_forward,
     join_explanations,
     waits_for_others,
 )
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
-from memopt.plan import plan_fused, plan_region
-from memopt.rewrite import Region, install, installed, own_forward, splice, uninstall
-from memopt.rewrite.boundaries import boundaries_of, install_within, joined, with_boundaries
+from memopt.pipeline import Shared, rewrite_forward
+from memopt.rewrite import install, installed, own_forward, uninstall
+from memopt.rewrite.boundaries import install_within, joined, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
-from memopt.rewrite.regions import Group, draft_region, group_chains
-from memopt.runtime import take_blas_workspaces, unsupported
+from memopt.runtime import unsupported
 from memopt.verify import Copies, verify
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -69,39 +68,43 @@ def apply(
             cannot be rewritten (a ScriptModule, a compiled model); the message says what to do instead.
         EquivalenceError: the rewritten model computes something else than the untouched one. The model is left as
             it was.
+        BudgetError: `example_inputs` are given and no step keeps within `config.memory_budget`. Without them the
+            first forward raises it.
     """
-    target = unwrapped(model)
-    config = checked(config, example_inputs)
-    remove(target)
-    _left_alone.pop(target, None)
-    rewriter = _install(target, _Shared(config))
-    if example_inputs is None:
-        return model
-    try:
-        _prepare_now(target, rewriter, as_tuple(example_inputs), config)
-    except BaseException:
-        remove(target)
-        raise
+    _apply(
+        unwrapped(model), None if example_inputs is None else as_tuple(example_inputs), checked(config, example_inputs)
+    )
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What all rewriters of one model share: `warned`, reasons that the user has been told; `only`, the number of the
-    one chain of each that is to be rewritten, None for all."""
+def _apply(
+    target: nn.Module, inputs: tuple[Any, ...] | None, config: Config, plan: MemoryPlan | None = None
+) -> nn.Module:
+    """The same with the levels of a plan, if there is one."""
+    remove(target)
+    _left_alone.pop(target, None)
+    shared = Shared(config, plan=plan)
+    rewriter = _install(target, shared)
+    if inputs is not None:
+        try:
+            _prepare_now(target, rewriter, inputs, shared)
+        except BaseException:
+            remove(target)
+            raise
+    return target
 
-    config: Config
-    warned: set[str] = field(default_factory=set)
-    only: int | None = None
 
-
-def _install(target: nn.Module, shared: _Shared, path: str = "") -> Rewriter:
+def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
     """Put memopt on one module, at `path`; on others inside it when its recording stops at them, or cannot be made."""
 
     def build(
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
-        rewritten = _rewrite_forward(model, plain, args, kwargs, shared, path)
+        if not path and shared.config.budget_bytes is not None:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            rewriting, may_stay = _rewriting(_on(device, shared.config))
+            shared.plan = plan_call(shared.config.budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
+        rewritten = rewrite_forward(model, plain, args, kwargs, shared, path)
         install_within(model, rewritten.boundaries, lambda module, name: _install(module, shared, joined(path, name)))
         return rewritten
 
@@ -110,7 +113,28 @@ def _install(target: nn.Module, shared: _Shared, path: str = "") -> Rewriter:
     return rewriter
 
 
-def _descend(module: nn.Module, shared: _Shared, path: str) -> None:
+def _on(device: torch.device, config: Config) -> Config:
+    """The configuration with "auto" spelt out for a device."""
+    if config.numerics != "auto":
+        return config
+    fused = device.type == "cuda" and unsupported(device) is None
+    return replace(config, numerics="fast" if fused else "exact")
+
+
+def _rewriting(config: Config) -> tuple[Rewriting, bool]:
+    """How models are rewritten to be predicted, and whether one may stay as it is if it fits."""
+    plain = replace(config, memory_budget=None, verify=False)
+
+    def at(model: nn.Module, levels: Level | Mapping[str, Level]) -> nn.Module:
+        if isinstance(levels, str):
+            return _apply(model, None, replace(plain, recompute=levels))
+        _install(remove(model), Shared(plain, levels=levels))
+        return model
+
+    return Rewriting(remove, at, explain), plain.numerics == "exact"
+
+
+def _descend(module: nn.Module, shared: Shared, path: str) -> None:
     """Where a forward cannot be recorded, those of the largest modules inside it may be."""
     for name, child in module.named_children():
         if not has_own_forward(child):
@@ -162,7 +186,7 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     return replace(known, notes=tuple(notes))
 
 
-def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], config: Config) -> None:
+def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], shared: Shared) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
     try:
         with torch.enable_grad():
@@ -172,8 +196,8 @@ def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...],
     if not rewritten.explanation.rewritten and not rewritten.boundaries:
         remove(target)
         _left_alone[target] = replace(rewritten.explanation, applied=False)
-    elif config.verify:
-        unverified = verify(target, _copies(target, config), inputs)
+    elif shared.config.verify:
+        unverified = verify(target, _copies(target, shared), inputs)
         if unverified is not None:
             rewriter.note(unverified)
 
@@ -202,10 +226,13 @@ def _rewrite_parts(
     return rewriter.rewrite_parts(target, replace(explanation, ran=False))
 
 
-def _copies(target: nn.Module, config: Config) -> Copies:
+def _copies(target: nn.Module, shared: Shared) -> Copies:
+    """Copies are rewritten at the levels that are in force, also where they are given fewer samples."""
+    config = replace(shared.config, memory_budget=None)
+
     def rewritten(chain: int | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, _Shared(config, only=chain))
+        _install(duplicate, Shared(config, only=chain, plan=shared.plan, levels=shared.levels))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
@@ -234,15 +261,22 @@ def compare(
 
     Raises:
         CaptureError: forward cannot be recorded.
+        BudgetError: no step keeps within `config.memory_budget`.
     """
     chosen = replace(checked(config, example_inputs), verify=False)  # the comparison is the verification
     # The prediction is for a GPU, where "auto" means fused kernels, also if this machine has none.
     on_target = replace(chosen, numerics="fast") if chosen.numerics == "auto" else chosen
+    inputs, plan = as_tuple(example_inputs), None
+    if chosen.budget_bytes is not None:
+        on_stage("planning for the memory budget")
+        rewriting, may_stay = _rewriting(on_target)
+        plan = plan_within(chosen.budget_bytes, make_model, inputs, rewriting, may_stay=may_stay, amp=amp)
+        chosen, on_target = replace(chosen, memory_budget=None), replace(on_target, memory_budget=None)
     result = measure_comparison(
         make_model,
-        as_tuple(example_inputs),
-        apply=lambda model, inputs: apply(model, inputs, config=chosen),
-        apply_on_target=lambda model: apply(model, config=on_target),
+        inputs,
+        apply=lambda model, inputs: _apply(unwrapped(model), inputs, chosen, plan),
+        apply_on_target=lambda model: _apply(unwrapped(model), None, on_target, plan),
         remove=remove,
         explain=explain,
         checking=through_checkpoints,
@@ -251,46 +285,8 @@ def compare(
         measure=measure,
         on_stage=on_stage,
     )
+    result = replace(result, plan=plan)
     is_predicted = result.predicted_after is not None and bool(result.explanation.rewritten)
     if chosen.numerics == "auto" and result.device != "cuda" and is_predicted:
         return replace(result, notes=(*result.notes, _AUTO_NOTE))
     return result
-
-
-def _rewrite_forward(
-    model: nn.Module,
-    plain: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    shared: _Shared,
-    path: str,
-) -> RewrittenForward:
-    config = shared.config
-    captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
-    found = find_chains(captured.graph, model)
-    if shared.only is not None:  # one chain by itself, to see which is wrong
-        found = replace(found, chains=found.chains[shared.only : shared.only + 1])
-    groups, refused = group_chains(captured.graph, found)
-    drafts = [draft_region(group, found, lambda norm: config.level_of(joined(path, norm))) for group in groups]
-    fused = [_fused(group, draft, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
-    regions = [
-        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft), f"{path}#{index}")
-        for index, (group, draft, plan) in enumerate(zip(groups, drafts, fused, strict=True))
-    ]
-    not_fused = [plan if isinstance(plan, str) else None for plan in fused]
-    explanation = explain_rewriting(captured, regions, drafts, [*found.rejected, *refused], not_fused)
-    boundaries = boundaries_of(captured, found)
-    if not groups:
-        return RewrittenForward(None, None, explanation, boundaries)
-    spliced = splice(captured, found, regions)
-    take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
-    return RewrittenForward(spliced.function, captured.output_spec, explanation, boundaries)
-
-
-def _fused(group: Group, draft: RegionDraft, numerics: Numerics) -> FusedPlan | str | None:
-    """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
-    device = group.nodes[0].meta["val"].device
-    if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
-        return None
-    reason = unsupported(device)
-    return plan_fused(draft) if reason is None else reason

@@ -7,6 +7,7 @@ from typing import Literal, cast, get_args
 
 from memopt.errors import ConfigError
 from memopt.ir import Level
+from memopt.sizes import parse_size
 
 Numerics = Literal["auto", "exact", "fast"]
 Recompute = Literal["auto", "keep", "concat", "layer"]
@@ -27,6 +28,10 @@ class Config:
             nothing that eager does not (on fused kernels, which never store concats, it is "concat"). "auto" (the
             default) is "layer". A mapping chooses for each layer: of patterns of the dotted path of the layer's first
             norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does.
+        memory_budget: bytes, or a size such as "6GiB", that a training step's peak allocated stays within: parameters,
+            gradients and one momentum for each parameter included. Each layer then keeps as much as there is room for,
+            where that spares most time; `recompute` must be "auto". Planned from predicted steps for every kind of
+            input anew, which takes some seconds. None (the default): as `recompute` says.
         verify: compare the rewritten model with the untouched one when `apply` is given example inputs
             (default True).
 
@@ -36,6 +41,7 @@ class Config:
 
     numerics: Numerics = "auto"
     recompute: Recompute | Mapping[str, Recompute] = "auto"
+    memory_budget: int | str | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -45,6 +51,21 @@ class Config:
         for level in levels:
             if level not in get_args(Recompute):
                 raise ConfigError(f"Config.recompute is {level!r}. Choose one of {get_args(Recompute)}.")
+
+        if self.memory_budget is not None and self.recompute != "auto":
+            raise ConfigError(
+                f"Config.memory_budget chooses the recompute levels, and Config.recompute is {self.recompute!r}. Give "
+                "one of them."
+            )
+        if self.budget_bytes is not None and self.budget_bytes <= 0:
+            raise ConfigError(f"Config.memory_budget is {self.memory_budget!r}. Give more than nothing.")
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The memory budget in bytes; None without one."""
+        if isinstance(self.memory_budget, str):
+            return parse_size(self.memory_budget, "Config.memory_budget")
+        return self.memory_budget
 
     def level_of(self, path: str) -> Level:
         """How much of a layer is recomputed, by the dotted path of its first norm."""

@@ -13,6 +13,10 @@ class ModelError(MemoptError, TypeError):
     """What was given as a model is none: a class, a function, nothing."""
 
 
+class BudgetError(MemoptError):
+    """A training step cannot be kept within a memory budget."""
+
+
 class CaptureError(MemoptError):
     """`forward` could not be recorded as a graph."""
 

@@ -7,7 +7,7 @@ from torch import fx
 
 from memopt.capture import Captured
 from memopt.find import Chain, Rejected
-from memopt.ir import ChainReport, Explanation, FusedPlan, RegionDraft
+from memopt.ir import ChainReport, Explanation, FusedPlan, MemoryPlan, RegionDraft
 from memopt.plan import Work, recomputed_work, unsaved_bytes
 from memopt.rewrite import Region
 from memopt.rewrite.regions import module_of
@@ -33,7 +33,7 @@ def explain_rewriting(
     reports: dict[fx.Node, ChainReport] = {}
     slow: list[str] = []
     for region, draft, why_not in zip(regions, drafts, not_fused, strict=True):
-        unsaved, work = unsaved_bytes(draft), recomputed_work(draft, region.plan)
+        unsaved, work = unsaved_bytes(draft, region.plan), recomputed_work(draft, region.plan)
         levels = {step.name: step.level for step in draft.steps}
         numerics: Literal["exact", "fast"] = "fast" if isinstance(region.plan, FusedPlan) else "exact"
         for c in region.group.chains:
@@ -55,6 +55,16 @@ def explain_rewriting(
     in_order = tuple(reports[node] for node in captured.order if node in reports)
     notes = slow if reports else [NOTHING_FOUND]
     return Explanation(True, True, False, in_order, tuple(notes))
+
+
+def with_plan(explanation: Explanation, plan: MemoryPlan, path: str) -> Explanation:
+    """The same with the memory budget's reasons, for a module at `path`; the whole model's says what comes of it."""
+    reasons = {layer.path: layer.reason for layer in plan.layers}
+    chains = tuple(
+        replace(c, reason=reasons.get(f"{path}.{c.module}".lstrip("."))) if c.action == "rewritten" else c
+        for c in explanation.chains
+    )
+    return replace(explanation, chains=chains, notes=(*explanation.notes, *(() if path else (plan.summary,))))
 
 
 def _report(entry: Chain | Rejected, action: Literal["rewritten", "rejected"]) -> ChainReport:

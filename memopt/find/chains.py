@@ -59,6 +59,11 @@ class Found:
     concats: dict[fx.Node, list[fx.Node]]
     effects: Effects
 
+    def with_all_rejected(self, reason: str) -> "Found":
+        """The same, every chain left as it is."""
+        more = (Rejected(c.anchor, c.norm, c.block, reason) for c in self.chains)
+        return replace(self, chains=(), rejected=(*self.rejected, *more))
+
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The values that a node of a region reads, once for each time: parts of a concat, inputs of a call."""
         if node in self.concats:

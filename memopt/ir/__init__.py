@@ -1,5 +1,6 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
+from memopt.ir.budget import MemoryPlan, PlannedLayer
 from memopt.ir.chain import ChainReport, Explanation, join_explanations
 from memopt.ir.fused import (
     MAX_CONV_CHANNELS,
@@ -49,10 +50,12 @@ __all__ = [
     "Interval",
     "Kind",
     "Level",
+    "MemoryPlan",
     "OpSpec",
     "Operand",
     "Phase",
     "PlainStage",
+    "PlannedLayer",
     "Pooling",
     "RegionDraft",
     "RegionPlan",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from memopt.ir import Explanation
+from memopt.ir import Explanation, MemoryPlan
 from memopt.measure.bound import check_bound, without_tf32
 from memopt.measure.equivalence import Equivalence, check_equivalence
 from memopt.measure.memory import (
@@ -60,6 +60,7 @@ class Comparison:
         notes: anything else worth knowing, one sentence each.
         timeline_before: where the memory of the predicted step goes, untouched model; None without prediction.
         timeline_after: the same of the rewritten model.
+        plan: what a memory budget made of it; None without one.
     """
 
     device: str
@@ -78,6 +79,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     timeline_before: Timeline | None = None
     timeline_after: Timeline | None = None
+    plan: MemoryPlan | None = None
 
     def __str__(self) -> str:
         rewritten, found = len(self.explanation.rewritten), len(self.explanation.chains)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from memopt.ir import watching_regions
 from memopt.measure.cuda_libraries import CudaLibraries
 from memopt.measure.memory import CUDA_WARMUP, StepFigures, leave, observe_step
 from memopt.measure.steady import Served, repeated, served
@@ -115,6 +116,7 @@ def predict(
         tracker.track(model)
         if device is not None:
             device.tag_all(PARAMETERS)
+            stack.enter_context(watching_regions(device.region_has_run))
         for context in (mode, _operators_of(target), tracker):
             stack.enter_context(context)
         try:

@@ -77,7 +77,7 @@ def repeated(trace: Trace, step_from: int, times: int) -> tuple[Trace, int]:
     # In the order in which they were asked for: what replaces what.
     if [sizes[number] for number in sorted(inherited)] != [sizes[number] for number in left]:
         return trace, step_from
-    result = Trace(trace.events[:step_from], list(trace.origins), [], dict(trace.tags))
+    result = Trace(trace.events[:step_from], list(trace.origins), tags=dict(trace.tags))
     successor = dict(zip(sorted(inherited), left, strict=True))
     names = {number: number for number in inherited}  # what the step finds, by its name in the recorded step
     for _ in range(times):
@@ -85,6 +85,7 @@ def repeated(trace: Trace, step_from: int, times: int) -> tuple[Trace, int]:
     shift = len(result.events) - step_from
     result.events += [_renamed(event, names, made) for event in trace.events[step_from:]]
     result.marks += [(name, at + (shift if at >= step_from else 0)) for name, at in trace.marks]
+    result.regions += [(name, phase, at + shift) for name, phase, at in trace.regions if at >= step_from]
     return result, step_from + shift
 
 

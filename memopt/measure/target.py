@@ -17,6 +17,8 @@ class Target:
             (forward's and backward's): 32 MiB on compute capability 9.0 and 10.0, 8.1 MiB before
             (`getChosenWorkspaceSize` in ATen/cuda/CUDABlas.cpp).
         expandable_segments: whether the allocator is set to grow its segments.
+        bytes_per_second: what kernels read and write, as far as they are bound by that.
+        flops_per_second: what convolutions compute, likewise.
     """
 
     name: str = "GPU"
@@ -24,6 +26,12 @@ class Target:
     rounding_bytes: int = 512
     blas_workspace_bytes: int = 32 * 2**20
     expandable_segments: bool = False
+    bytes_per_second: float = 2.4e12
+    flops_per_second: float = 1.5e14
+
+    def seconds(self, moved_bytes: int, flops: int) -> float:
+        """Roughly how long kernels take that move and compute so much: good for comparing, not for clocks."""
+        return max(moved_bytes / self.bytes_per_second, flops / self.flops_per_second)
 
 
 GPU = Target()

@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 
 import torch
 
+from memopt.ir import Phase
 from memopt.measure.allocator import Block, CachingAllocator, SegmentView
 
 FORWARD_BEGINS, BACKWARD_BEGINS, UPDATE_BEGINS, STEP_ENDS = "forward", "backward", "update", "end"
@@ -72,12 +73,14 @@ class Trace:
         events: one after another.
         origins: where each request comes from, by its number.
         marks: names of moments, with the index of the event that follows.
+        regions: names of regions and which of their phases ended, likewise.
         tags: what is known of a request's purpose, by its number.
     """
 
     events: list[Event] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     marks: list[tuple[str, int]] = field(default_factory=list)
+    regions: list[tuple[str, Phase, int]] = field(default_factory=list)
     tags: dict[int, str] = field(default_factory=dict)
 
 
@@ -136,6 +139,10 @@ class SimulatedDevice:
     def mark(self, name: str) -> None:
         """Name this moment."""
         self.trace.marks.append((name, len(self.trace.events)))
+
+    def region_has_run(self, name: str, phase: Phase) -> None:
+        """Note that a region's forward or backward ends now."""
+        self.trace.regions.append((name, phase, len(self.trace.events)))
 
 
 def replay(trace: Trace, allocator: CachingAllocator, *, bounds: bool = False) -> Iterator[tuple[int, int]]:

@@ -1,10 +1,11 @@
-"""What a region computes again in backward, in bytes and operations: what keeping more would spare."""
+"""What a region saves, and what it computes again for that, in bytes and operations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from memopt.ir import Compute, FusedNorm, FusedPlan, Kind, PlainStage, RegionDraft, RegionPlan, Step
+from memopt.plan.keep import needed_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,24 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.moved_bytes + other.moved_bytes, self.flops + other.flops)
+
+
+def unsaved_bytes(draft: RegionDraft, plan: RegionPlan | FusedPlan) -> dict[str, int]:
+    """For each step, by name, the bytes of its result that eager keeps for backward and the plan does not."""
+    kept = {*draft.outputs, *(_kept_fused(draft, plan) if isinstance(plan, FusedPlan) else plan.kept)}
+    saved_in_eager = {v for step in draft.steps if step.output in draft.requires_grad for v in needed_by(step)}
+    return {
+        step.name: draft.extents[step.output].size_bytes
+        for step in draft.steps
+        if step.output in saved_in_eager and step.output not in kept
+    }
+
+
+def _kept_fused(draft: RegionDraft, plan: FusedPlan) -> Iterator[int]:
+    for chain in plan.chains:
+        yield chain.output
+        if chain.kept is not None:
+            yield draft.steps[_last(chain.stages[chain.kept])].output
 
 
 def recomputed_work(draft: RegionDraft, plan: RegionPlan | FusedPlan) -> dict[str, Work]:
@@ -48,11 +67,9 @@ def _stage(draft: RegionDraft, stage: FusedNorm | PlainStage) -> Iterator[Work]:
     if isinstance(stage, PlainStage):
         yield _work(draft, draft.steps[stage.step])
         return
-    product = stage.conv if stage.matmul is None else stage.matmul
-    first = draft.steps[stage.norm]
-    last = first if product is None else draft.steps[product]
+    first, last = draft.steps[stage.norm], draft.steps[_last(stage)]
     read, made = draft.extents[first.inputs[0]].size_bytes, draft.extents[last.output].size_bytes
-    yield Work(read + made, 0 if product is None else _flops(draft, last, first))
+    yield Work(read + made, _flops(draft, last, first))
 
 
 def _flops(draft: RegionDraft, step: Step, source: Step) -> int:
@@ -65,3 +82,10 @@ def _flops(draft: RegionDraft, step: Step, source: Step) -> int:
 
 def _first(stage: FusedNorm | PlainStage) -> int:
     return stage.step if isinstance(stage, PlainStage) else stage.norm
+
+
+def _last(stage: FusedNorm | PlainStage) -> int:
+    """The step whose result a stage makes; of a norm by itself what the activation behind it makes is as large."""
+    if isinstance(stage, PlainStage):
+        return stage.step
+    return next((step for step in (stage.matmul, stage.conv) if step is not None), stage.norm)

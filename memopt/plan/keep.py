@@ -33,17 +33,6 @@ def kept_values(draft: RegionDraft) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
-def unsaved_bytes(draft: RegionDraft) -> dict[str, int]:
-    """For each step, by name, the bytes of its result that eager keeps for backward and its level does not."""
-    kept = {*kept_values(draft), *draft.outputs}
-    saved_in_eager = {v for step in draft.steps if step.output in draft.requires_grad for v in needed_by(step)}
-    return {
-        step.name: draft.extents[step.output].size_bytes
-        for step in draft.steps
-        if step.output in saved_in_eager and step.output not in kept
-    }
-
-
 def _recomputed(draft: RegionDraft) -> frozenset[int]:
     features = set(draft.outputs) | set(range(draft.input_count))
     for step in draft.steps:

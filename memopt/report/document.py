@@ -40,6 +40,7 @@ def comparison_document(comparison: Comparison, target: str | None = None) -> di
                 "after": None if comparison.timeline_after is None else comparison.timeline_after.at_peak,
             },
         },
+        "plan": None if comparison.plan is None else {**asdict(comparison.plan), "summary": comparison.plan.summary},
         "equivalence": _equivalence(comparison.equivalence),
         "notes": [*comparison.explanation.notes, *comparison.notes],
     }

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from memopt.ir import ChainReport
+from memopt.ir import ChainReport, Level, MemoryPlan
 from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
 
 MIB = 2**20
@@ -149,6 +150,51 @@ def equivalence_line(equivalence: Equivalence) -> str:
         skipped = len(equivalence.skipped)
         return f"NOT SHOWN EQUIVALENT: eager itself does not repeat {skipped} results {over}."
     return f"NOT EQUIVALENT: {' and '.join(unequal)} differ {over} ({first_names(equivalence.differing)})."
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """Layers one after another that a memory budget gives the same level.
+
+    Attributes:
+        block: number of their dense block, 0 for none.
+        first: number of the first of them in the block, counted from 1.
+        last: of the last.
+        level: how much they recompute.
+        kept_bytes: what they keep for that, beyond their features.
+        spared_seconds: predicted time that this spares.
+        seconds: predicted time for computing the rest again.
+    """
+
+    block: int
+    first: int
+    last: int
+    level: Level
+    kept_bytes: int
+    spared_seconds: float
+    seconds: float
+
+
+def plan_rows(plan: MemoryPlan) -> tuple[PlanRow, ...]:
+    """A memory plan, shortened, in the order of forward."""
+    rows = []
+    done: Counter[int] = Counter()
+    for (block, level), group in groupby(plan.layers, key=lambda layer: (layer.block, layer.level)):
+        layers = tuple(group)
+        first = done[block] + 1
+        done[block] += len(layers)
+        rows.append(
+            PlanRow(
+                block,
+                first,
+                done[block],
+                level,
+                kept_bytes=sum(layer.kept_bytes for layer in layers),
+                spared_seconds=sum(layer.spared_seconds for layer in layers),
+                seconds=sum(layer.seconds for layer in layers),
+            )
+        )
+    return tuple(rows)
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memopt.ir import Explanation
+from memopt.ir import Explanation, MemoryPlan
 from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
     NOTHING,
@@ -20,6 +20,8 @@ from memopt.report.rows import (
     equivalence_line,
     figure_rows,
     first_names,
+    mebibytes,
+    plan_rows,
     rejection_rows,
     shape_text,
 )
@@ -48,6 +50,8 @@ def print_comparison(
             _print_equivalence(console, comparison)
         if explanation.rewritten and equal:
             console.print(_figures_table(comparison), "")
+        if comparison.plan is not None:
+            console.print(_plan_table(comparison.plan), "")
         _print_notes(console, (*explanation.notes, *comparison.notes))
 
 
@@ -179,6 +183,22 @@ def _figures_table(comparison: Comparison) -> Table:
     _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
     categories = category_rows(comparison.timeline_before, comparison.timeline_after)
     _add_figures(table, "of the predicted peak allocated", categories)
+    return table
+
+
+def _plan_table(plan: MemoryPlan) -> Table:
+    table = _table()
+    table.add_column("dense block")
+    table.add_column("layers", justify="right")
+    table.add_column("level")
+    for heading in ("keep", "and spare", "recompute for"):
+        table.add_column(heading, justify="right")
+    for row in plan_rows(plan):
+        kept = mebibytes(row.kept_bytes) if row.kept_bytes else NOTHING
+        times = (f"{seconds * 1e6:,.0f} µs" if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
+        block = str(row.block) if row.block else "none"
+        layers = str(row.first) if row.first == row.last else f"{row.first}–{row.last}"
+        table.add_row(block, layers, row.level, kept, *times)
     return table
 
 

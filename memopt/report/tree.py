@@ -69,8 +69,9 @@ def _leaf(chain: ChainReport) -> Text:
         return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), f", because {chain.reason}")
     kind = " exit" if chain.role == "exit" else ""
     how = "on fused kernels" if chain.numerics == "fast" else "exactly"
-    what = f"recomputes {chain.level} {how}"
-    return Text.assemble(f"{where}{kind}{place}: ", (what, "green"), _saved([chain]))
+    what = f"keeps what eager keeps, {how}" if chain.level == "keep" else f"recomputes {chain.level} {how}"
+    because = f"; {chain.reason}" if chain.reason else ""
+    return Text.assemble(f"{where}{kind}{place}: ", (what, "green"), _saved([chain]), because)
 
 
 def _saved(chains: Iterable[ChainReport]) -> str:

@@ -1,0 +1,97 @@
+"""From a module's own forward to the rewritten one: the whole way on one screen."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from memopt.capture import capture
+from memopt.config import Config, Numerics
+from memopt.explaining import explain_rewriting, with_plan
+from memopt.find import find_chains
+from memopt.ir import FusedPlan, Level, MemoryPlan, RegionDraft
+from memopt.plan import plan_fused, plan_region
+from memopt.rewrite import Region, splice
+from memopt.rewrite.boundaries import boundaries_of, joined
+from memopt.rewrite.dispatch import RewrittenForward
+from memopt.rewrite.regions import Group, draft_region, group_chains
+from memopt.runtime import take_blas_workspaces, unsupported
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all rewriters of one model share.
+
+    Attributes:
+        config: the user's.
+        warned: reasons that the user has been told.
+        only: number of the one chain of each that is to be rewritten; None for all.
+        plan: what the memory budget makes of the inputs recorded last.
+        levels: of layers by their path, which come before the plan's and the configuration's.
+    """
+
+    config: Config
+    warned: set[str] = field(default_factory=set)
+    only: int | None = None
+    plan: MemoryPlan | None = None
+    levels: Mapping[str, Level] = field(default_factory=dict)
+
+    def level_of(self, path: str) -> Level:
+        """How much of a layer is recomputed."""
+        planned = {} if self.plan is None else self.plan.levels
+        return self.levels.get(path) or planned.get(path) or self.config.level_of(path)
+
+
+def rewrite_forward(
+    model: nn.Module,
+    plain: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shared: Shared,
+    path: str,
+) -> RewrittenForward:
+    """Record, find, plan, splice.
+
+    Args:
+        model: whose forward it is, at `path` of the user's model.
+        plain: its own forward, unbound.
+        args, kwargs: its inputs.
+        shared: what is asked for.
+        path: dotted; "" for the user's model itself.
+
+    Raises:
+        CaptureError: forward cannot be recorded.
+    """
+    captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
+    found = find_chains(captured.graph, model)
+    if shared.plan is not None and shared.plan.untouched:
+        found = found.with_all_rejected("the memory budget has room for it as it is")
+    if shared.only is not None:  # one chain by itself, to see which is wrong
+        found = replace(found, chains=found.chains[shared.only : shared.only + 1])
+    groups, refused = group_chains(captured.graph, found)
+    drafts = [draft_region(group, found, lambda norm: shared.level_of(joined(path, norm))) for group in groups]
+    fused = [_fused(group, draft, shared.config.numerics) for group, draft in zip(groups, drafts, strict=True)]
+    regions = [
+        Region(group, plan if isinstance(plan, FusedPlan) else plan_region(draft), f"{path}#{index}")
+        for index, (group, draft, plan) in enumerate(zip(groups, drafts, fused, strict=True))
+    ]
+    not_fused = [plan if isinstance(plan, str) else None for plan in fused]
+    explanation = explain_rewriting(captured, regions, drafts, [*found.rejected, *refused], not_fused)
+    if shared.plan is not None:
+        explanation = with_plan(explanation, shared.plan, path)
+    boundaries = boundaries_of(captured, found)
+    if not groups:
+        return RewrittenForward(None, None, explanation, boundaries)
+    spliced = splice(captured, found, regions)
+    take_blas_workspaces(groups[0].nodes[0].meta["val"].device)
+    return RewrittenForward(spliced.function, captured.output_spec, explanation, boundaries)
+
+
+def _fused(group: Group, draft: RegionDraft, numerics: Numerics) -> FusedPlan | str | None:
+    """A region's plan on fused kernels, or the reason why there is none; None where that was not asked for."""
+    device = group.nodes[0].meta["val"].device
+    if numerics == "exact" or (numerics == "auto" and device.type != "cuda"):
+        return None
+    reason = unsupported(device)
+    return plan_fused(draft) if reason is None else reason

@@ -1,0 +1,173 @@
+"""A memory budget: steps stay within it, more memory never costs time, numbers stay the same."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import memopt
+from densenet_models import bc
+from memopt.measure import StorageTracker
+from memopt.measure.step import TrainingStep
+from tests.helpers import assert_same, dense_net, images, train_step
+
+MIB = 2**20
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return bc.DenseNet(depth=22)
+
+
+def batch(size: int = 64) -> torch.Tensor:
+    return torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def within(budget: int | str, numerics: Any) -> memopt.MemoryPlan:
+    comparison = memopt.compare(
+        small,
+        batch(),
+        config=memopt.Config(numerics=numerics, memory_budget=budget),
+        measure=False,
+        device=torch.device("cpu"),
+    )
+    plan, predicted = comparison.plan, comparison.predicted_after or comparison.predicted_before
+    assert plan is not None
+    assert predicted is not None
+    assert comparison.equivalence.passed
+    assert predicted.peak_allocated_bytes == plan.peak_allocated_bytes, "what is reported is predicted by itself"
+    return plan
+
+
+def least(numerics: Any) -> int:
+    """As the message of an impossible budget says, in bytes."""
+    with pytest.raises(memopt.BudgetError, match="smaller batch") as caught:
+        within("1MiB", numerics)
+    found = re.search(r"within is ([\d,]+) MiB", str(caught.value))
+    assert found is not None
+    return int(found[1].replace(",", "")) * MIB
+
+
+@pytest.mark.parametrize(("numerics", "points"), [("exact", 5), ("fast", 3)])
+def test_every_budget_is_kept_and_more_memory_never_costs_time(numerics: Any, points: int) -> None:
+    lowest = least(numerics)
+    highest = within(2**40, numerics).peak_allocated_bytes * 1.02 + 3 * MIB
+    budgets = [int(lowest + (highest - lowest) * number / (points - 1)) for number in range(points)]
+    plans = [within(budget, numerics) for budget in budgets]
+    for plan, budget in zip(plans, budgets, strict=True):
+        assert plan.least_bytes <= plan.peak_allocated_bytes <= budget
+        assert plan.peak_reserved_bytes is not None
+    seconds = [plan.seconds for plan in plans]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[-1]
+    assert plans[0].levels != plans[-1].levels
+
+
+def test_a_budget_is_spent() -> None:
+    plan = within(int(1.2 * least("exact")), "exact")
+    assert plan.peak_allocated_bytes > 0.93 * plan.budget_bytes
+
+
+def test_what_fits_as_it_is_stays_as_it_is() -> None:
+    plan = within("100GiB", "exact")
+    assert plan.untouched
+    assert plan.seconds == 0
+    model = small()
+    memopt.apply(model, batch(4), config=memopt.Config(numerics="exact", memory_budget="100GiB"))
+    assert type(model) is bc.DenseNet
+    explanation = memopt.explain(model)
+    assert {chain.reason for chain in explanation.chains} == {"the memory budget has room for it as it is"}
+    assert any("fits as it is" in note for note in explanation.notes)
+
+
+def test_a_lazily_applied_model_trains_alike_and_within_the_budget() -> None:
+    budget = int(1.2 * least("exact"))
+    naive = small()
+    model = memopt.apply(copy.deepcopy(naive), config=memopt.Config(numerics="exact", memory_budget=budget))
+    x = batch()
+    assert_same(train_step(naive, (x,)), train_step(model, (x,)))
+    levels = {chain.level for chain in memopt.explain(model).chains}
+    assert "layer" in levels
+    assert len(levels) > 1
+    with StorageTracker() as tracker:
+        step = TrainingStep(model, (x,))
+        tracker.track(model, x)
+        step.run()
+        tracker.reset_peak()
+        step.run()
+    assert tracker.peak_bytes < budget
+
+
+def test_every_kind_of_input_is_planned_anew() -> None:
+    budget = int(1.2 * least("exact"))
+    model = memopt.apply(small(), config=memopt.Config(numerics="exact", memory_budget=budget))
+    notes = []
+    for size in (16, 64, 16):
+        model(batch(size)).sum().backward()
+        notes.append(memopt.explain(model).notes)
+    assert notes[0] == notes[2] != notes[1]
+    with pytest.raises(memopt.BudgetError, match="DenseNet"):
+        model(batch(256))
+
+
+def test_planning_leaves_no_trace() -> None:
+    model = dense_net()
+    memopt.apply(model, config=memopt.Config(numerics="exact", memory_budget="80MiB"))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", dtype=torch.bfloat16), StorageTracker() as tracker:
+        model(images())
+        assert torch.is_autocast_enabled("cpu")
+    assert tracker.peak_bytes < MIB
+    assert torch.equal(state, torch.get_rng_state())
+    counts = [name for name in before if name.endswith("num_batches_tracked")]
+    assert all(model.get_buffer(name) == before[name] + 1 for name in counts)
+
+
+def test_layers_of_parts_are_planned_too() -> None:
+    class Observed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small()
+            self.inner.register_forward_hook(lambda module, args, output: None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    budget = int(1.2 * least("exact"))
+    model = memopt.apply(Observed(), config=memopt.Config(numerics="exact", memory_budget=budget))
+    model(batch())
+    chains = memopt.explain(model).rewritten
+    assert all(chain.module.startswith("inner.") for chain in chains)
+    assert len({chain.level for chain in chains}) > 1
+    assert all(chain.reason for chain in chains)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"memory_budget": "much"}, "is not a size"),
+        ({"memory_budget": 0}, "more than nothing"),
+        ({"memory_budget": "1GiB", "recompute": "layer"}, "chooses the recompute levels"),
+    ],
+)
+def test_bad_budgets_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(memopt.ConfigError, match=message):
+        memopt.Config(**fields)
+
+
+def test_what_cannot_be_predicted_is_refused() -> None:
+    class Peeking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) * (2.0 if x.sum().item() > 0 else 1.0)
+
+    model = memopt.apply(Peeking(), config=memopt.Config(memory_budget="1GiB"))
+    with pytest.raises(memopt.BudgetError, match="No levels can be chosen"):
+        model(batch(4))
