@@ -7,7 +7,7 @@ blocks and replaces the training forward by one that recomputes them in backward
 source tree for the architecture.
 """
 
-from memopt.api import apply, compare, explain, remove
+from memopt.api import apply, compare, explain, plan_memory, remove
 from memopt.config import Config
 from memopt.errors import BudgetError, CaptureError, ConfigError, EquivalenceError, MemoptError, ModelError
 from memopt.ir import ChainReport, Explanation, MemoryPlan, PlannedLayer
@@ -29,5 +29,6 @@ __all__ = [
     "apply",
     "compare",
     "explain",
+    "plan_memory",
     "remove",
 ]

@@ -14,7 +14,7 @@ from memopt.arguments import as_tuple, checked, unwrapped
 from memopt.budget import Rewriting, plan_call, plan_within
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
-from memopt.errors import CaptureError
+from memopt.errors import CaptureError, ConfigError
 from memopt.explaining import NOTHING_FOUND
 from memopt.ir import (
     Explanation,
@@ -101,9 +101,7 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
         model: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> RewrittenForward:
         if not path and shared.config.budget_bytes is not None:
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            rewriting, may_stay = _rewriting(_on(device, shared.config))
-            shared.plan = plan_call(shared.config.budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
+            shared.plan = _plan(shared.config.budget_bytes, model, args, kwargs, shared.config)
         rewritten = rewrite_forward(model, plain, args, kwargs, shared, path)
         install_within(model, rewritten.boundaries, lambda module, name: _install(module, shared, joined(path, name)))
         return rewritten
@@ -111,6 +109,32 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
     rewriter = Rewriter(build, lambda module: _descend(module, shared, path), shared.warned)
     install(target, rewriter, lambda duplicate: apply(duplicate, config=shared.config))
     return rewriter
+
+
+def plan_memory(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, config: Config) -> MemoryPlan:
+    """What `config.memory_budget` would make of a model, without changing it: levels, and what they should take.
+
+    Args:
+        model: any module, in the mode that it is trained in.
+        example_inputs: positional inputs of forward; no values are read.
+        config: with a memory budget. Numerics "auto" means what it would mean where the model is.
+
+    Raises:
+        ConfigError: `config` has no memory budget.
+        BudgetError: no step keeps within it.
+    """
+    budget_bytes = checked(config, example_inputs).budget_bytes
+    if budget_bytes is None:
+        raise ConfigError("memopt.plan_memory plans for a budget. Pass config=memopt.Config(memory_budget=...).")
+    return _plan(budget_bytes, unwrapped(model), as_tuple(example_inputs), {}, config)
+
+
+def _plan(
+    budget_bytes: int, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], config: Config
+) -> MemoryPlan:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rewriting, may_stay = _rewriting(_on(device, config))
+    return plan_call(budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
 
 
 def _on(device: torch.device, config: Config) -> Config:

@@ -131,7 +131,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, "step_seconds": seconds, **provenance()}
             continue
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
-        gpu_seconds, kernels = _profiled(make, inputs, work.amp)
+        gpu_seconds, kernels = profiled(make, inputs, work.amp)
         torch._dynamo.reset()
         if name == REDUCED:
             figures = replace(figures, **dict.fromkeys(UNSEEN))
@@ -204,9 +204,10 @@ def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, .
     return statistics.median(seconds)
 
 
-def _profiled(
+def profiled(
     make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None
 ) -> tuple[float, int]:
+    """Summed time of a step's kernels, median of some steps, and how many there are."""
     with seeded(0, DEVICE):
         step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
         for _ in range(4):

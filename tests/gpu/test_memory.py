@@ -53,6 +53,16 @@ def test_prediction_agrees_with_measurement(level: str | None) -> None:
 
 
 @pytest.mark.parametrize("numerics", ["exact", "fast"])
+@pytest.mark.parametrize("budget", ["400MiB", "700MiB", "1500MiB"])
+def test_no_step_exceeds_its_memory_budget(numerics: str, budget: str) -> None:
+    config = memopt.Config(numerics=numerics, memory_budget=budget)
+    after = measure_step(lambda: memopt.apply(bc.DenseNet(), config=config), INPUTS, torch.device("cuda"), steps=1)
+
+    assert after.peak_allocated_bytes
+    assert after.peak_allocated_bytes <= config.budget_bytes
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
 def test_out_of_memory_in_the_middle_leaves_nothing_behind(numerics: str) -> None:
     model = memopt.apply(bc.DenseNet(depth=40).cuda(), config=memopt.Config(numerics=numerics))
     small, large = torch.randn(4, 3, 32, 32, device="cuda"), torch.randn(1024, 3, 32, 32, device="cuda")
