@@ -9,7 +9,7 @@ from memopt.runtime.kernels.driver import cuda_driver
 from memopt.runtime.kernels.launches import compile_ahead
 from memopt.runtime.tape.layout import Layout, arrange
 from memopt.runtime.tape.program import Make, Place, Recording, Run
-from memopt.runtime.tape.steps import Allocate, At, Now, Operate, Start, Step, Zero, in_bursts
+from memopt.runtime.tape.steps import Allocate, At, Now, Operate, Start, Step, Zero, gathered, in_bursts
 
 
 class Tape:
@@ -24,7 +24,8 @@ class Tape:
         self.scratch_bytes = layout.scratch_bytes
         self._packed, self._scratch = layout.packed, layout.scratch
         resolve = _Resolver(recording, layout)
-        self._steps = [step for index, a in enumerate(recording.actions) for step in resolve.steps(index, a)]
+        # As bursts will run them, so that what is predicted without a GPU is allocated as on one.
+        self._steps = gathered([s for index, a in enumerate(recording.actions) for s in resolve.steps(index, a)])
         self._outputs = [None if place is None else resolve.at(place) for place in recording.outputs]
         self._saved = [resolve.at(place) for place in recording.saved]
         self._kept = tuple(dict.fromkeys(at.buffer for at in self._saved))

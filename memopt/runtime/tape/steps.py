@@ -218,6 +218,31 @@ class StartAll:
 Step = Allocate | Zero | Operate | Start | StartAll
 
 
+def gathered(steps: list[Step]) -> list[Step]:
+    """The same steps in the order in which bursts run them: what a run of kernels writes into is allocated before the
+    first of them, and what they were the last to read is dropped after the last."""
+    result: list[Step] = []
+    starts: list[Start] = []
+
+    def close() -> None:
+        if starts:
+            *others, last = starts
+            dead = tuple(number for start in starts for number in start.dead)
+            result.extend(Start(start.operator, start.args, ()) for start in others)
+            result.append(Start(last.operator, last.args, dead))
+        starts.clear()
+
+    for step in steps:
+        if isinstance(step, Start):
+            starts.append(step)
+        else:
+            if not isinstance(step, Allocate):
+                close()
+            result.append(step)
+    close()
+    return result
+
+
 def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
     """The same steps, with a burst for each run of kernels; as they are where the driver does not know a kernel."""
     driver_steps: list[Step] = []
