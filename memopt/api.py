@@ -58,8 +58,9 @@ def apply(
     Args:
         model: any module. `nn.DataParallel` and `DistributedDataParallel` are looked into.
         example_inputs: positional inputs of forward. Given: the model is recorded, planned and (unless
-            `config.verify` is False) compared with the untouched model now, in its present mode. Not given: recorded
-            at the first forward that records gradients, from its real inputs.
+            `config.verify` is False) compared with the untouched model now, in its present mode; `explain` notes where
+            memory was too short for that, wholly or in part. Not given: recorded at the first forward that records
+            gradients, from its real inputs.
         config: what to do; `memopt.Config()` if None.
 
     Raises:
@@ -87,12 +88,12 @@ def apply(
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What all rewriters of one model share: `warned`, reasons that the user has been told; `only`, the number of the
-    one chain of each that is to be rewritten, None for all."""
+    """What all rewriters of one model share: `warned`, reasons that the user has been told; `only`, which chains of
+    each are to be rewritten, None for all."""
 
     config: Config
     warned: set[str] = field(default_factory=set)
-    only: int | None = None
+    only: slice | None = None
 
 
 def _install(target: nn.Module, shared: _Shared, path: str = "") -> Rewriter:
@@ -173,9 +174,9 @@ def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...],
         remove(target)
         _left_alone[target] = replace(rewritten.explanation, applied=False)
     elif config.verify:
-        unverified = verify(target, _copies(target, config), inputs)
-        if unverified is not None:
-            rewriter.note(unverified)
+        note = verify(target, _copies(target, config), inputs)
+        if note is not None:
+            rewriter.note(note)
 
 
 def _rewrite_parts(
@@ -203,9 +204,9 @@ def _rewrite_parts(
 
 
 def _copies(target: nn.Module, config: Config) -> Copies:
-    def rewritten(chain: int | None) -> nn.Module:
+    def rewritten(chains: slice | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, _Shared(config, only=chain))
+        _install(duplicate, _Shared(config, only=chains))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
@@ -268,8 +269,8 @@ def _rewrite_forward(
     config = shared.config
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
-    if shared.only is not None:  # one chain by itself, to see which is wrong
-        found = replace(found, chains=found.chains[shared.only : shared.only + 1])
+    if shared.only is not None:  # to see which is wrong
+        found = replace(found, chains=found.chains[shared.only])
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found, lambda norm: config.level_of(joined(path, norm))) for group in groups]
     fused = [_fused(group, draft, config.numerics) for group, draft in zip(groups, drafts, strict=True)]
