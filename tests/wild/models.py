@@ -280,7 +280,9 @@ class NormTwice(DualPath):
 class CountingNorm(nn.BatchNorm2d):
     """Counts in Python how often it ran."""
 
-    calls = 0
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -344,7 +346,9 @@ class Checkpointed(Net):
 class CountingCheckpoints(Checkpointed):
     """What is checkpointed changes with every call."""
 
-    calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def block(self, x: torch.Tensor) -> torch.Tensor:
         def scaled(x: torch.Tensor) -> torch.Tensor:

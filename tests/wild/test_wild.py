@@ -9,7 +9,16 @@ import torch
 from torch.utils import checkpoint
 
 import memopt
-from tests.helpers import assert_exact, assert_same, counted_saves, images, reasons, rewritten_copy, train_step
+from tests.helpers import (
+    assert_everything_stays,
+    assert_exact,
+    assert_same,
+    counted_saves,
+    images,
+    reasons,
+    rewritten_copy,
+    train_step,
+)
 from tests.wild import models
 from tests.wild.models import CHAINS, FORMS, LOOK_ALIKES, REFUSED, REJECTED, Checkpointed
 
@@ -26,6 +35,14 @@ def test_every_form_in_eval_mode(name: str) -> None:
     make, chains = FORMS[name]
     torch.manual_seed(0)
     assert_exact(make().eval(), images(size=12), at_least=chains)
+
+
+@pytest.mark.parametrize("name", [*FORMS, *REFUSED, *REJECTED, *LOOK_ALIKES])
+@pytest.mark.filterwarnings("ignore:memopt left .* as it is:UserWarning")
+def test_everything_about_the_object_stays(name: str) -> None:
+    made = {**FORMS, **REFUSED, **REJECTED}
+    make = made[name][0] if name in made else LOOK_ALIKES[name]
+    assert_everything_stays(make(), images(size=12))
 
 
 NOT_LINEAR = {
