@@ -57,8 +57,9 @@ def apply(
     Args:
         model: any module. `nn.DataParallel` and `DistributedDataParallel` are looked into.
         example_inputs: positional inputs of forward. Given: the model is recorded, planned and (unless
-            `config.verify` is False) compared with the untouched model now, in its present mode. Not given: recorded
-            at the first forward that records gradients, from its real inputs.
+            `config.verify` is False) compared with the untouched model now, in its present mode; `explain` notes where
+            memory was too short for that, wholly or in part. Not given: recorded at the first forward that records
+            gradients, from its real inputs.
         config: what to do; `memopt.Config()` if None.
 
     Raises:
@@ -221,9 +222,9 @@ def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...],
         remove(target)
         _left_alone[target] = replace(rewritten.explanation, applied=False)
     elif shared.config.verify:
-        unverified = verify(target, _copies(target, shared), inputs)
-        if unverified is not None:
-            rewriter.note(unverified)
+        note = verify(target, _copies(target, shared), inputs)
+        if note is not None:
+            rewriter.note(note)
 
 
 def _rewrite_parts(
@@ -254,9 +255,9 @@ def _copies(target: nn.Module, shared: Shared) -> Copies:
     """Copies are rewritten at the levels that are in force, also where they are given fewer samples."""
     config = replace(shared.config, memory_budget=None)
 
-    def rewritten(chain: int | None) -> nn.Module:
+    def rewritten(chains: slice | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, Shared(config, only=chain, plan=shared.plan, levels=shared.levels))
+        _install(duplicate, Shared(config, only=chains, plan=shared.plan, levels=shared.levels))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)

@@ -26,14 +26,14 @@ class Shared:
     Attributes:
         config: the user's.
         warned: reasons that the user has been told.
-        only: number of the one chain of each that is to be rewritten; None for all.
+        only: which chains of each are to be rewritten; None for all.
         plan: what the memory budget makes of the inputs recorded last.
         levels: of layers by their path, which come before the plan's and the configuration's.
     """
 
     config: Config
     warned: set[str] = field(default_factory=set)
-    only: int | None = None
+    only: slice | None = None
     plan: MemoryPlan | None = None
     levels: Mapping[str, Level] = field(default_factory=dict)
 
@@ -67,8 +67,8 @@ def rewrite_forward(
     found = find_chains(captured.graph, model)
     if shared.plan is not None and shared.plan.untouched:
         found = found.with_all_rejected("the memory budget has room for it as it is")
-    if shared.only is not None:  # one chain by itself, to see which is wrong
-        found = replace(found, chains=found.chains[shared.only : shared.only + 1])
+    if shared.only is not None:  # to see which is wrong
+        found = replace(found, chains=found.chains[shared.only])
     groups, refused = group_chains(captured.graph, found)
     drafts = [draft_region(group, found, lambda norm: shared.level_of(joined(path, norm))) for group in groups]
     fused = [_fused(group, draft, shared.config.numerics) for group, draft in zip(groups, drafts, strict=True)]

@@ -1,5 +1,6 @@
 """Is the rewritten model the untouched one? Asked when `apply` is given example inputs, on copies, on few samples."""
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +14,23 @@ from torch.utils._pytree import tree_map_only
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.errors import EquivalenceError
 from memopt.ir import ChainReport, Explanation, waits_for_others
-from memopt.measure.bound import check_bound, without_tf32
+from memopt.measure.bound import SEEDS, check_bound, measure_distance, without_tf32
 from memopt.measure.compare import CHECK_SAMPLES, first_samples
-from memopt.measure.equivalence import Equivalence, check_equivalence
+from memopt.measure.equivalence import check_equivalence
 from memopt.measure.memory import is_out_of_memory
+from memopt.measure.recomputing import recomputing
 from memopt.measure.step import Inputs, StepError
+from memopt.rewrite import install, installed, uninstall
 
 LARGEST_SIZE = 64
 """Images are cut to this many pixels a side where the model takes that."""
+
+
+RECOMPUTED = (
+    "Verified beside the untouched model with its activations recomputed in backward, on one batch size: a step that "
+    "keeps them did not fit in memory."
+)
+"""What `explain` notes of a verification in little memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +39,21 @@ class Copies:
 
     Attributes:
         naive: a copy of the model without memopt.
-        rewritten: a copy with memopt; given a number, with that chain alone rewritten (of each of its parts).
+        rewritten: a copy with memopt; given a slice, with those chains alone rewritten (of each of its parts).
         explain: what memopt did with a copy.
     """
 
     naive: Callable[[], nn.Module]
-    rewritten: Callable[[int | None], nn.Module]
+    rewritten: Callable[[slice | None], nn.Module]
     explain: Callable[[nn.Module], Explanation]
 
 
 def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     """Train copies side by side: in the model's mode on two batch sizes, and in eval mode.
+
+    Where a step of the untouched model does not fit in memory, again with a copy of it that computes its activations
+    again in backward (`memopt.measure.recomputing`), whose bits are the same: in the model's mode, on one batch size,
+    and where numbers are judged by float64 with one seed, or with all of them if that one is in doubt.
 
     Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
 
@@ -49,7 +63,7 @@ def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
         inputs: positional arguments of forward.
 
     Returns:
-        Why nothing was verified; None where it was.
+        Why nothing was verified, or how it was where memory was short; else None.
 
     Raises:
         EquivalenceError: they differ; the message names the first chain and the first tensor that do.
@@ -57,23 +71,53 @@ def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     waits = waits_for_others(model)
     if waits is not None:
         return f"Not verified: {waits} would wait for the other processes."
+    fused = any(report.numerics == "fast" for report in copies.explain(model).chains)
+    whole, small = _Trial(copies, fused), _Trial(_in_little_memory(copies), fused, small=True)
     try:
         with _nothing_of_the_users(copies):
-            few = _smaller(copies, first_samples(inputs, CHECK_SAMPLES))
-            differing = _difference(copies, few, None)
-            if differing is None:
-                return None
-            place = _place(_first_differing_chains(copies, few))
+            trial, differing = _first_that_fits(whole, small, first_samples(inputs, CHECK_SAMPLES))
     except StepError as error:
         return f"Not verified: no training step can be made of this model ({error})."
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return "Not verified: the comparison with the untouched model did not fit in memory."
+    if differing is None:
+        return RECOMPUTED if trial is small else None
     raise EquivalenceError(
-        f"{type(model).__name__}: the rewritten model differs from the untouched one, first in {differing}. {place} "
+        f"{type(model).__name__}: the rewritten model differs from the untouched one, first in {differing} "
         "The model is left as it was. Please report it."
     )
+
+
+class _Recomputing:
+    """Runs a module's own forward, so that its backward needs little memory."""
+
+    def run(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Nothing of forward is rewritten."""
+        with recomputing():
+            return plain(module, *args, **kwargs)
+
+
+def _recompute(model: nn.Module) -> nn.Module:
+    """The same model; it and its deep copies compute activations again in backward."""
+    install(model, _Recomputing(), _recompute)
+    return model
+
+
+def _in_little_memory(copies: Copies) -> Copies:
+    """Copies that compute again what eager keeps; those of which only some chains are rewritten, too."""
+
+    def rewritten(chains: slice | None) -> nn.Module:
+        copy = copies.rewritten(chains)
+        return copy if chains is None else _recompute(copy)
+
+    def explain(copy: nn.Module) -> Explanation:
+        if isinstance(installed(copy), _Recomputing):
+            uninstall(copy)
+        return copies.explain(copy)
+
+    return Copies(lambda: _recompute(copies.naive()), rewritten, explain)
 
 
 @contextmanager
@@ -84,50 +128,85 @@ def _nothing_of_the_users(copies: Copies) -> Iterator[None]:
     """
     state = random.getstate()
     try:
-        with keeping_python_values(copies.naive()), through_checkpoints():
+        with keeping_python_values(copies.naive()), through_checkpoints(), torch.enable_grad():
             yield
     finally:
         random.setstate(state)
 
 
-def _difference(copies: Copies, few: Inputs, chain: int | None) -> str | None:
-    """The first tensor that differs, in training on two batch sizes or in eval mode."""
-    for batches, training in (((few, _one_more(few)), None), ((few,), False)):
-        naive, rewritten = copies.naive(), copies.rewritten(chain)
-        if training is not None:
-            if not naive.training:
-                continue  # compared already
-            naive, rewritten = naive.eval(), rewritten.eval()
-        result = _compare(copies, naive, rewritten, batches)
-        if not result.passed:
-            mode = "" if naive.training else " in eval mode"
-            return f"{next(iter(result.differing), 'its outputs')}{mode}"
-    return None
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One way to compare.
 
-
-def _compare(copies: Copies, naive: nn.Module, rewritten: nn.Module, batches: tuple[Inputs, ...]) -> Equivalence:
-    with torch.enable_grad():
-        first = check_equivalence(naive, rewritten, batches, steps=len(batches))
-    fused = any(report.numerics == "fast" for report in copies.explain(rewritten).chains)
-    if not fused or first.passed:
-        return first
-    with without_tf32():
-        return check_bound(naive, rewritten, batches[0])
-
-
-def _first_differing_chains(copies: Copies, few: Inputs) -> tuple[ChainReport, ...]:
-    """Rewrite one chain at a time, in the order of execution, until one is wrong by itself.
-
-    Of a model that is rewritten in parts: one chain of each part at a time.
+    Attributes:
+        copies: where copies come from.
+        fused: some of the model runs on fused kernels, whose numbers are judged by float64.
+        small: in little memory, and in few steps, of which such a model needs long ones.
     """
-    number = 0
-    while True:
-        rewritten = copies.rewritten(number)
-        result = check_equivalence(copies.naive(), rewritten, [few], steps=1)
-        here = copies.explain(rewritten).rewritten
-        if not here or not result.passed:
-            return here
-        number += 1
+
+    copies: Copies
+    fused: bool
+    small: bool = False
+
+    def difference(self, few: Inputs) -> str | None:
+        """The first tensor and the first chain that differ, in training or in eval mode; None if none does."""
+        copies, few = self.copies, _smaller(self.copies, few)
+        for batches, training in (((few,) if self.small else (few, _one_more(few)), None), ((few,), False)):
+            naive, rewritten = copies.naive(), copies.rewritten(None)
+            if training is not None:
+                if self.small or not naive.training:
+                    continue  # compared already, or not at all
+                naive, rewritten = naive.eval(), rewritten.eval()
+            differing = self._compare(naive, rewritten, batches)
+            if differing is not None:
+                mode = "" if naive.training else " in eval mode"
+                count = len(copies.explain(rewritten).rewritten)
+                del naive, rewritten
+                return f"{differing}{mode}. {_place(self._first_differing_chains(few, count))}"
+        return None
+
+    def _compare(self, naive: nn.Module, rewritten: nn.Module, batches: tuple[Inputs, ...]) -> str | None:
+        """What differs first, if anything does."""
+        if self.fused and self.small:
+            with without_tf32():
+                for seeds in (1, SEEDS):
+                    distance = measure_distance(naive, rewritten, batches[0], seeds=seeds)
+                    if distance.within_bound:
+                        return None
+            return str(distance)
+        repeat_eager = False if self.fused else None
+        result = check_equivalence(naive, rewritten, batches, steps=len(batches), repeat_eager=repeat_eager)
+        if self.fused and not result.passed:
+            with without_tf32():
+                result = check_bound(naive, rewritten, batches[0])
+        return None if result.passed else next(iter(result.differing), "its outputs")
+
+    def _first_differing_chains(self, few: Inputs, count: int) -> tuple[ChainReport, ...]:
+        """The chain by which the rewritten model goes wrong: with those before it alone it is right.
+
+        Found by halving, for each model is recorded anew. Of a model that is rewritten in parts: one chain of each.
+        """
+        right, wrong = 0, count
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            passed = self._compare(self.copies.naive(), self.copies.rewritten(slice(middle)), (few,)) is None
+            right, wrong = (middle, wrong) if passed else (right, middle)
+        rewritten = self.copies.rewritten(slice(right, wrong))
+        passed = self._compare(self.copies.naive(), rewritten, (few,)) is None
+        return () if passed else self.copies.explain(rewritten).rewritten
+
+
+def _first_that_fits(whole: _Trial, small: _Trial, few: Inputs) -> tuple[_Trial, str | None]:
+    """What the first of two trials finds, or the second where the first runs out of memory."""
+    try:
+        return whole, whole.difference(few)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: its traceback, whose frames hold copies and their graphs, is gone by now.
+    gc.collect()
+    torch.cuda.empty_cache()
+    return small, small.difference(few)
 
 
 def _place(chains: tuple[ChainReport, ...]) -> str:

@@ -224,3 +224,46 @@ def counted_saves(sizes: list[int]) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
+
+
+def assert_everything_stays(model: nn.Module, *inputs: torch.Tensor) -> None:
+    """What can be seen of a model is the same before and after `apply`, a forward and a step, and after `remove`.
+
+    That is its repr, keys of its state, attributes, parameters, methods, classes of its modules and hooks.
+    """
+    calls: list[str] = []
+    model.register_forward_hook(lambda *_: calls.append("hook"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = _looks(model)
+    user_classes = [type(module) for module in model.modules()]
+
+    assert memopt.apply(model) is model
+    assert _looks(model) == before
+    model(*inputs)
+
+    assert _looks(model) == before
+    assert calls == ["hook"]
+    assert all(isinstance(module, user) for module, user in zip(model.modules(), user_classes, strict=True))
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
+    memopt.remove(model)
+    assert _looks(model) == before
+    assert [type(module) for module in model.modules()] == user_classes
+    assert all("_memopt_dispatcher" not in vars(type(module)) for module in model.modules())
+
+
+def _looks(model: nn.Module) -> tuple[object, ...]:
+    return (
+        repr(model),
+        list(model.state_dict()),
+        {name: id(value) for name, value in vars(model).items() if name not in ("training", *_counted(model))},
+        [id(parameter) for parameter in model.parameters()],
+        [name for name in dir(model) if not name.startswith("_")],
+        [(name, type(module).__name__, type(module).__module__) for name, module in model.named_modules()],
+        {name: len(module._forward_hooks) for name, module in model.named_modules()},
+    )
+
+
+def _counted(model: nn.Module) -> list[str]:
+    """Numbers that a forward of the user's may change."""
+    return [name for name, value in vars(model).items() if isinstance(value, int | float)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, disable_fake_tensor_cache
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +26,11 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._written |= _storages(given.get(argument.name))
+        if func is torch.ops.aten.cat.default and isinstance(args[0][0], FakeTensor):
+            # Results of fake operators are cached under all that they read: a key as long as the list, which never
+            # comes again. In a dense block that is quadratic in the depth, in time and in memory.
+            with disable_fake_tensor_cache(args[0][0].fake_mode):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
     def take(self) -> tuple[bool, frozenset[int]]:

@@ -59,6 +59,13 @@ class Distance:
     buffers_apart: float
     on_cpu: bool
 
+    def __str__(self) -> str:
+        return (
+            f"error against float64 in units of eager's own: outputs {self.outputs:.2f}, all gradients "
+            f"{self.gradients:.2f}, median parameter {self.median_parameter:.2f}, 95th percentile "
+            f"{self.worst_parameters:.2f}, buffers {self.buffers:.2f} (apart by {self.buffers_apart:.1e})"
+        )
+
     @property
     def within_bound(self) -> bool:
         """No worse than eager's own error allows."""
@@ -119,7 +126,7 @@ def check_bound(
         bits,
         numerics="fast",
         passed=distance.within_bound,
-        differing=() if distance.within_bound else _beyond(distance),
+        differing=() if distance.within_bound else (str(distance),),
         skipped=(),
     )
 
@@ -174,7 +181,8 @@ class _Trained:
             outputs, loss = forward_and_loss(model, inputs, amp)
             loss.backward()  # type: ignore[no-untyped-call]
             self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
-            self.gradients = {n: _wide(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+            # No copies, `put_back` leaves them to us; and not widened before they are compared: they are large.
+            self.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             self.buffers = {n: _wide(b) for n, b in model.named_buffers()}
 
 
@@ -247,11 +255,3 @@ def _relative(reference: torch.Tensor, other: torch.Tensor) -> float:
 def _norm(tensors: Sequence[torch.Tensor]) -> float:
     norms = [torch.linalg.vector_norm(t.double()) for t in tensors]
     return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
-
-
-def _beyond(distance: Distance) -> tuple[str, ...]:
-    return (
-        f"error against float64 in units of eager's own: outputs {distance.outputs:.2f}, all gradients "
-        f"{distance.gradients:.2f}, median parameter {distance.median_parameter:.2f}, 95th percentile "
-        f"{distance.worst_parameters:.2f}, buffers {distance.buffers:.2f} (apart by {distance.buffers_apart:.1e})",
-    )

@@ -29,6 +29,21 @@ SCHEMA_KEYS = {
     "equivalence",
 }
 
+PARTLY = """
+import torch
+from torch import nn
+from tiny import Tiny
+
+
+class Partly(Tiny):
+    def forward(self, x):
+        features = [self.stem(x)]
+        for layer in self.layers:
+            features.append(layer(torch.cat(features, 1)))
+        total = features[-1].mul_(2.0).mean()
+        return self.classifier(torch.cat(features, 1).mean((2, 3))) + total
+"""
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
@@ -104,6 +119,26 @@ def test_explain_lists_chains_and_reasons(run: Run, tiny: str, small) -> None:
     assert "3 chains found, 3 rewritten, 0 left alone" in out
     assert "dense block" in out
     assert "Note" not in out
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_explain_writes_every_chain_as_json(run: Run, write, tiny: str, small, tmp_path: Path, to_file: bool) -> None:
+    """With line, what was done and what that saves; the reason where nothing was."""
+    model = write("partly.py", PARTLY)
+    path = tmp_path / "explain.json"
+    status, out, err = run("explain", f"{model}:Partly", "--json", str(path) if to_file else "-", *small)
+    assert (status, err) == (0, "")
+    document = json.loads(path.read_text() if to_file else out)
+
+    assert document["target"] == f"{model}:Partly"
+    assert (document["chains"]["found"], document["chains"]["rewritten"]) == (3, 2)
+    (block,) = document["blocks"]
+    assert [chain["module"] for chain in block["chains"]] == [f"layers.{i}.0" for i in range(3)]
+    assert {chain["source"] for chain in block["chains"]} == {f"{model}:11"}
+    assert [chain["action"] for chain in block["chains"]] == ["rewritten", "rewritten", "rejected"]
+    assert sum(chain["saved_bytes"] for chain in block["chains"]) == document["chains"]["saved_bytes"] > 0
+    assert [chain["reason"] is None for chain in block["chains"]] == [True, True, False]
+    assert "overwrites" in block["chains"][2]["reason"]
 
 
 def test_options_reach_model_and_inputs(run: Run, tiny: str) -> None:

@@ -84,14 +84,18 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def trained(rank: int, name: str, level: str, sizes: tuple[int, int], ddp: bool) -> None:
-    """Two steps, naive and rewritten: the same bits, the same collectives in the same order."""
     allow_on_cpu()
-    naive = MODELS[name]()
+    assert_alike_on_all_ranks(MODELS[name](), level, [images(sizes[rank], seed=10 * s + rank) for s in (0, 1)], ddp, 7)
+
+
+def assert_alike_on_all_ranks(
+    naive: nn.Module, level: str, batches: list[torch.Tensor], ddp: bool, at_least: int
+) -> None:
+    """A step a batch, naive and rewritten: the same bits, the same collectives in the same order."""
     rewritten = rewritten_copy(naive, level)
     logs: tuple[list[str], list[str]] = ([], [])
     models = [DistributedDataParallel(m) if ddp else m for m in (naive, rewritten)]
-    for step in range(2):
-        x = images(sizes[rank], seed=10 * step + rank)
+    for x in batches:
         observed = []
         for model, log in zip(models, logs, strict=True):
             with collectives(log):
@@ -99,8 +103,8 @@ def trained(rank: int, name: str, level: str, sizes: tuple[int, int], ddp: bool)
         assert_same(*observed)
     assert logs[0] == logs[1]
     gathered = [entry for entry in logs[0] if entry.startswith("all_gather")]
-    assert len(gathered) == 2 * sum(isinstance(m, nn.SyncBatchNorm) for m in naive.modules())
-    assert_rewritten(rewritten, 7)
+    assert len(gathered) == len(batches) * sum(isinstance(m, nn.SyncBatchNorm) for m in naive.modules()) > 0
+    assert_rewritten(rewritten, at_least)
     assert not memopt.explain(rewritten).rejected
 
 

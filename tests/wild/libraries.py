@@ -29,8 +29,10 @@ with warnings.catch_warnings():
     import monai.networks.nets as monai_nets
     import timm
     import torchvision.models as torchvision_models
-    from timm.layers import GroupNormAct
+    from timm.layers import GroupNormAct, SyncBatchNormAct, convert_sync_batchnorm
     from timm.models.densenet import DenseNet as TimmDenseNet
+
+__all__ = ["DENSE", "LOOK_ALIKES", "SyncBatchNormAct", "convert_sync_batchnorm"]
 
 SMALL = {"growth_rate": 8, "block_config": (2, 3, 2, 2)}
 

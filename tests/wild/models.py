@@ -213,6 +213,91 @@ class Shuffled(Net):
         return x
 
 
+class ShuffledGroups(Net):
+    """ShuffleNet's shuffle between a concat and its norm."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            n, c, h, w = x.shape
+            x = torch.cat([x, layer(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))], 1)
+        return x
+
+
+class RandomlyShuffled(Net):
+    """Channels change places by chance, drawn anew for every layer."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x[:, torch.randperm(x.shape[1], device=x.device)])], 1)
+        return x
+
+
+class DroppedConcats(Net):
+    """Dropout between a concat and its norm."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(F.dropout(x, 0.3, training=self.training))], 1)
+        return x
+
+
+class FunctionalLayer(Layer):
+    """Activations that are no modules, another in every layer."""
+
+    functions = (
+        torch.relu,
+        lambda x: x.relu(),
+        lambda x: F.leaky_relu(x, 0.1, inplace=True),
+        F.gelu,
+        F.silu,
+        torch.relu_,
+    )
+
+    def __init__(self, index: int) -> None:
+        super().__init__(STEM + GROWTH * index)
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = (self.functions[(2 * self.index + offset) % len(self.functions)] for offset in (0, 1))
+        return self.conv2(second(self.norm2(self.conv1(first(self.norm1(x))))))
+
+
+def _functional_activations() -> nn.Module:
+    net = Net()
+    net.layers = nn.ModuleList(FunctionalLayer(index) for index in range(LAYERS))
+    return net
+
+
+class NormTwice(DualPath):
+    """Both readers of a concat go through one norm module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer, other in zip(self.layers, self.others, strict=True):
+            other.norm1 = layer.norm1
+
+
+class CountingNorm(nn.BatchNorm2d):
+    """Counts in Python how often it ran."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x) / self.calls
+
+
+class Deciding(Net):
+    """Branches on values of a tensor."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x) if x.mean() > 0 else -layer(x)], 1)
+        return x
+
+
 class Cropped(Net):
     def block(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -258,6 +343,21 @@ class Checkpointed(Net):
         return torch.cat(features, 1)
 
 
+class CountingCheckpoints(Checkpointed):
+    """What is checkpointed changes with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        def scaled(x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x / (1 + self.calls % 2)
+
+        return super().block(checkpoint(scaled, x, use_reentrant=False))
+
+
 class ActivatedFeature(Net):
     """An in-place activation on what is concatenated next."""
 
@@ -277,6 +377,18 @@ class Overwritten(Net):
             x = torch.cat([x, new], 1)
             F.relu_(x)
         return x
+
+
+class OverwrittenFeature(Net):
+    """Every feature is written to once it is concatenated, which eager allows: a concat is a copy."""
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(())
+        for layer in self.layers:
+            new = layer(x)
+            x = torch.cat([x, new], 1)
+            total = total + new.mul_(2.0).mean()
+        return x + total
 
 
 class Skips(Net):
@@ -434,11 +546,21 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "legacy empty tensor": (LegacyEmpty, CHAINS),
     "in-place activation, shared": (_shared_activation, CHAINS),
     "activation of several operations": (lambda: Net(activation=Swish), CHAINS),
+    "activations as functions": (_functional_activations, CHAINS),
+    "LeakyReLU": (lambda: Net(activation=lambda: nn.LeakyReLU(0.1)), CHAINS),
     "PReLU": (lambda: Net(activation=nn.PReLU), CHAINS),
     "no activation": (lambda: Net(activation=nn.Identity), CHAINS),
     "functional dropout": (FunctionalDropout, CHAINS),
     "fused norm and activation": (lambda: Net(norm=NormAct, activation=nn.Identity), CHAINS),
     "norm of its own class": (lambda: Net(norm=InplaceABN, activation=nn.Identity), CHAINS),
+    "norm averaged over all steps": (
+        lambda: Net(norm=lambda channels: nn.BatchNorm2d(channels, momentum=None)),
+        CHAINS,
+    ),
+    "norm without running statistics": (
+        lambda: Net(norm=lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)),
+        CHAINS,
+    ),
     "frozen norm": (lambda: Net(norm=Frozen), CHAINS),
     "GroupNorm": (lambda: Net(norm=lambda channels: nn.GroupNorm(2, channels)), CHAINS),
     "InstanceNorm": (lambda: Net(norm=lambda channels: nn.InstanceNorm2d(channels, affine=True)), CHAINS),
@@ -449,6 +571,11 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gated features": (GatedFeatures, CHAINS),
     "gated concats": (GatedConcats, LAYERS),
     "shuffled channels": (Shuffled, LAYERS),
+    "random channels": (RandomlyShuffled, LAYERS),
+    "overwritten concats": (Overwritten, CHAINS),
+    "channel shuffle": (ShuffledGroups, LAYERS),
+    "dropout between": (DroppedConcats, LAYERS),
+    "one norm at two places": (NormTwice, 2 * LAYERS + 1),
     "cropped": (Cropped, LAYERS),
     "branches and odd names": (Branching, CHAINS + 1),
     "activated features": (ActivatedFeature, CHAINS),
@@ -460,14 +587,28 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "autocast around every layer": (AutocastLayers, LAYERS),
     "autograd function of its own": (Rounded, CHAINS),
     "dense U-Net": (DenseUNet, 3 * LAYERS),
+    "in DataParallel": (lambda: nn.DataParallel(Net()), CHAINS),
 }
 """By form: the model, and how many chains at least run rewritten."""
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "stochastic depth": (StochasticDepth, "random numbers outside torch"),
     "scheduled": (Scheduled, "steps"),
     "autocast by a call": (CalledAutocast, "by a call. Write a block"),
+    "norm that counts": (lambda: Net(norm=CountingNorm), "calls"),
+    "branch on values": (Deciding, "needs the value of a tensor"),
+    "checkpoint that counts": (CountingCheckpoints, "calls"),
 }
 """By form: the model, and what the reason says."""
+REJECTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "overwritten features": (OverwrittenFeature, "overwrites"),
+}
+"""By form: the model, which is recorded, and what the reason says for which some of its chains are left as they are."""
+
+NOT_APPLICABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "compiled": (lambda: torch.compile(Net()), r"memopt\.apply first"),
+    "traced": (lambda: torch.jit.trace(Net().eval(), torch.zeros(2, 3, 12, 12)), "ScriptModule"),
+}
+"""By form: what `apply` raises CaptureError for, and what the error says."""
 
 
 class UNet(nn.Module):

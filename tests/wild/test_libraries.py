@@ -9,7 +9,7 @@ from torch import nn
 
 import memopt
 from memopt.capture import through_checkpoints
-from tests.helpers import assert_same, train_step
+from tests.helpers import assert_everything_stays, assert_same, train_step
 from tests.wild.libraries import DENSE, LOOK_ALIKES
 
 CHECKPOINTED = [name for name in DENSE if "memory_efficient" in name]
@@ -52,37 +52,7 @@ def test_a_dense_net_is_verified_on_apply(name: str) -> None:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_everything_about_the_object_stays(name: str) -> None:
-    model = copy.deepcopy(_made(name))
-    calls: list[str] = []
-    model.register_forward_hook(lambda *_: calls.append("hook"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = _looks(model)
-    user_class = type(model)
-
-    assert memopt.apply(model) is model
-    model(_image(DENSE[name][1]))
-
-    assert _looks(model) == before
-    assert calls == ["hook"]
-    assert isinstance(model, user_class)
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
-    memopt.remove(model)
-    assert _looks(model) == before
-    assert type(model) is user_class
-    assert all("_memopt_dispatcher" not in vars(type(module)) for module in model.modules())
-
-
-def _looks(model: nn.Module) -> tuple[object, ...]:
-    return (
-        repr(model),
-        list(model.state_dict()),
-        {name: id(value) for name, value in vars(model).items() if name != "training"},
-        [id(parameter) for parameter in model.parameters()],
-        [name for name in dir(model) if not name.startswith("_")],
-        [(name, type(module).__name__, type(module).__module__) for name, module in model.named_modules()],
-        {name: len(module._forward_hooks) for name, module in model.named_modules()},
-    )
+    assert_everything_stays(copy.deepcopy(_made(name)), _image(DENSE[name][1]))
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)

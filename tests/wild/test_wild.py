@@ -9,9 +9,18 @@ import torch
 from torch.utils import checkpoint
 
 import memopt
-from tests.helpers import assert_exact, assert_same, counted_saves, images, reasons, rewritten_copy, train_step
+from tests.helpers import (
+    assert_everything_stays,
+    assert_exact,
+    assert_same,
+    counted_saves,
+    images,
+    reasons,
+    rewritten_copy,
+    train_step,
+)
 from tests.wild import models
-from tests.wild.models import CHAINS, FORMS, LOOK_ALIKES, REFUSED, Checkpointed, Overwritten
+from tests.wild.models import CHAINS, FORMS, LOOK_ALIKES, REFUSED, REJECTED, Checkpointed
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -28,13 +37,25 @@ def test_every_form_in_eval_mode(name: str) -> None:
     assert_exact(make().eval(), images(size=12), at_least=chains)
 
 
-DEEP = [
-    name
-    for name in FORMS
-    if name not in ("skips and lists", "cropped", "autocast around every layer", "lists in every spelling")
-]
-"""Forms of which linear memory can be asked: not those that return every concat, switch modes between layers, or
-have no more than three."""
+@pytest.mark.parametrize("name", [*FORMS, *REFUSED, *REJECTED, *LOOK_ALIKES])
+@pytest.mark.filterwarnings("ignore:memopt left .* as it is:UserWarning")
+def test_everything_about_the_object_stays(name: str) -> None:
+    made = {**FORMS, **REFUSED, **REJECTED}
+    make = made[name][0] if name in made else LOOK_ALIKES[name]
+    assert_everything_stays(make(), images(size=12))
+
+
+NOT_LINEAR = {
+    "skips and lists": "returns every concat",
+    "cropped": "has no more than three layers",
+    "lists in every spelling": "has no more than three layers",
+    "autocast around every layer": "switches modes between layers",
+    "dropout between": "keeps a mask as large as every concat",
+    "random channels": "every concat is read outside of its chain",
+    "overwritten concats": "every concat is made of the one before, activated",
+}
+"""Forms of which linear memory cannot be asked, and why."""
+DEEP = [name for name in FORMS if name not in NOT_LINEAR]
 
 
 @pytest.mark.parametrize("name", DEEP)
@@ -79,12 +100,17 @@ def test_look_alikes_are_left_alone(name: str) -> None:
     assert not memopt.explain(rewritten).rewritten
 
 
-def test_a_concat_overwritten_in_place_keeps_its_numbers() -> None:
+@pytest.mark.parametrize("name", REJECTED)
+def test_chains_that_cannot_be_computed_again_are_left_alone(name: str) -> None:
+    make, reason = REJECTED[name]
     torch.manual_seed(0)
-    naive = Overwritten()
+    naive = make()
     rewritten = rewritten_copy(naive)
     for _ in range(2):
         assert_same(train_step(naive, (images(size=12),)), train_step(rewritten, (images(size=12),)))
+    rejected = memopt.explain(rewritten).rejected
+    assert rejected
+    assert all(reason in str(chain.reason) and "models.py:" in chain.source for chain in rejected)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
