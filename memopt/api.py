@@ -72,9 +72,8 @@ def apply(
         BudgetError: `example_inputs` are given and no step keeps within `config.memory_budget`. Without them the
             first forward raises it.
     """
-    _apply(
-        unwrapped(model), None if example_inputs is None else as_tuple(example_inputs), checked(config, example_inputs)
-    )
+    target, config = unwrapped(model), checked(config, example_inputs)
+    _apply(target, None if example_inputs is None else as_tuple(example_inputs), config)
     return model
 
 

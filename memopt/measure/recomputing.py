@@ -185,7 +185,8 @@ def _is_cheap(func: Any) -> bool:
     schema = func._schema
     if torch.Tag.nondeterministic_seeded in func.tags:
         return False
-    if schema.is_mutable and (torch.Tag.inplace not in func.tags or _writes(schema) != [schema.arguments[0].name]):
+    in_place = schema.name.endswith("_") and _writes(schema) == [schema.arguments[0].name]
+    if schema.is_mutable and not in_place:
         return False
     is_one = len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"
     return func in _CHEAP or (is_one and (func.is_view or torch.Tag.pointwise in func.tags))
