@@ -2,15 +2,18 @@
 
     PYTHONPATH=. python tests/bench/budget.py --out tests/bench/results/budget.csv
 
-For each model and numerics a row for the naive step, the checkpointed rival, and each budget, which lie at even ratios
-between the naive peak allocated and the least that can be kept within. Bytes and seconds; `planned_seconds` is what
-the plan predicts for computing again. The run stops by itself before `--seconds` and keeps the rows it has.
+For each model and numerics a row for the naive step, the checkpointed rival, and each budget: a little more than the
+naive peak allocated, then at even ratios from what the plan for that takes down to the least that can be kept within.
+Bytes and seconds; `planned_seconds` is what the plan predicts for computing again. Plans need no GPU and are made in
+processes of their own, several at a time. The run stops by itself before `--seconds` and keeps the rows it has.
 """
 
 import argparse
 import csv
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from train_step import DEVICE, TABLES, VARIANTS, profiled
 import memopt
 from memopt.errors import BudgetError
 from memopt.measure.memory import leave, measure_step
+from memopt.measure.predict import predict_step
 
 FIELDS = (
     "table", "numerics", "variant", "budget_bytes", "predicted_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
@@ -31,8 +35,26 @@ POINTS = 20
 MIB = 2**20
 
 
-def rows(table: str, numerics: str, deadline: float) -> Iterator[dict[str, Any]]:
-    """Rivals first, then the budgets from the largest down."""
+def plan(table: str, numerics: str, budget_bytes: int) -> memopt.MemoryPlan | int:
+    """The plan for a budget, or the least budget that there is one for."""
+    work = TABLES[table]
+    config = memopt.Config(numerics=numerics, memory_budget=budget_bytes)
+    try:
+        return memopt.plan_memory(work.make(), torch.empty(work.shape, device="meta"), config=config)
+    except BudgetError as error:
+        return int(str(error).split(" within is ")[1].split(" MiB")[0].replace(",", "")) * MIB
+
+
+def plans(pool: Executor, table: str, numerics: str, highest: Future, least: Future) -> list[Future]:
+    """One for each budget, from the largest down, but for the first, which is `highest`."""
+    least_bytes, highest_bytes = least.result(), int(1.03 * highest.result().peak_allocated_bytes) + 4 * MIB
+    ratio = (least_bytes / highest_bytes) ** (1 / (POINTS - 2))
+    budgets = [*(int(highest_bytes * ratio**number) for number in range(POINTS - 2)), least_bytes]
+    return [pool.submit(plan, table, numerics, budget_bytes) for budget_bytes in budgets]
+
+
+def rows(table: str, numerics: str, planned: list[Future], deadline: float) -> Iterator[dict[str, Any]]:
+    """Rivals first, then the budgets."""
     work = TABLES[table]
     inputs = (torch.randn(work.shape),)
 
@@ -47,30 +69,17 @@ def rows(table: str, numerics: str, deadline: float) -> Iterator[dict[str, Any]]
         row = {"table": table, "numerics": numerics, "variant": variant, "gpu_seconds": gpu_seconds}
         return dict.fromkeys(FIELDS) | row | taken | more | provenance()
 
-    naive = measured("naive", VARIANTS["naive"])
-    yield naive
+    yield measured("naive", VARIANTS["naive"])
     yield measured("checkpointed", VARIANTS["checkpointed"])
-    model = work.make()  # on the CPU: planning reads no values
-    for budget_bytes in budgets(model, inputs, numerics, naive["peak_allocated_bytes"]):
+    for future in planned:
         if time.monotonic() > deadline:
-            print(f"stopped before {table} {numerics} {budget_bytes / MIB:,.0f} MiB: out of time", flush=True)
+            print(f"stopped in {table} {numerics}: out of time", flush=True)
             return
-        plan = memopt.plan_memory(model, inputs, config=memopt.Config(numerics=numerics, memory_budget=budget_bytes))
-        config = memopt.Config(numerics=numerics, recompute=plan.levels)
-        change = leave if plan.untouched else lambda m, config=config: memopt.apply(m, config=config)
-        more = {"predicted_bytes": plan.peak_allocated_bytes, "planned_seconds": plan.seconds}
-        yield measured("budget", change, budget_bytes=budget_bytes, **more)
-
-
-def budgets(model: nn.Module, inputs: tuple[torch.Tensor, ...], numerics: str, highest_bytes: int) -> list[int]:
-    """At even ratios, from a little more than the naive peak down to the least."""
-    highest_bytes = int(highest_bytes * 1.02) + 4 * MIB
-    try:
-        memopt.plan_memory(model, inputs, config=memopt.Config(numerics=numerics, memory_budget=1))
-    except BudgetError as error:
-        least_bytes = int(str(error).split(" within is ")[1].split(" MiB")[0].replace(",", "")) * MIB
-    ratio = (least_bytes / highest_bytes) ** (1 / (POINTS - 1))
-    return [*(int(highest_bytes * ratio**number) for number in range(POINTS - 1)), least_bytes]
+        found = future.result()
+        config = memopt.Config(numerics=numerics, recompute=found.levels)
+        change = leave if found.untouched else lambda m, config=config: memopt.apply(m, config=config)
+        more = {"predicted_bytes": found.peak_allocated_bytes, "planned_seconds": found.seconds}
+        yield measured("budget", change, budget_bytes=found.budget_bytes, **more)
 
 
 def main() -> None:
@@ -79,20 +88,33 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["bc100-64", "densenet121-64"])
     parser.add_argument("--numerics", nargs="+", choices=("fast", "exact"), default=["fast", "exact"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     new = not options.out.exists()
-    with options.out.open("a", newline="") as file:
+    spawned = multiprocessing.get_context("spawn")
+    with options.out.open("a", newline="") as file, ProcessPoolExecutor(options.processes, spawned) as pool:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if new:
             writer.writeheader()
-        for numerics in options.numerics:
-            for table in options.tables:
-                for row in rows(table, numerics, deadline):
-                    writer.writerow(row)
-                    file.flush()
-                    print(line(row), flush=True)
+        jobs = [(table, numerics) for numerics in options.numerics for table in options.tables]
+        ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, 1)) for job in jobs}
+        planned = {job: [highest, *plans(pool, *job, highest, least)] for job, (highest, least) in ends.items()}
+        for job in jobs:
+            for row in rows(*job, planned[job], deadline):
+                writer.writerow(row)
+                file.flush()
+                print(line(row), flush=True)
+        pool.shutdown(cancel_futures=True)
+
+
+def naive_bytes(table: str) -> int:
+    """A little more than the naive step is predicted to take."""
+    work = TABLES[table]
+    peak_bytes = predict_step(work.make, (torch.empty(work.shape, device="meta"),)).peak_allocated_bytes
+    assert peak_bytes is not None
+    return int(1.02 * peak_bytes) + 4 * MIB
 
 
 def line(row: dict[str, Any]) -> str:
