@@ -93,6 +93,67 @@ def render_deepest(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_predicted(rows: list[Row]) -> str:
+    """How far predictions are off, a row a model."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    lines = [
+        f"**Predicted against measured**: error of the activation peak and of the peak allocated ({_provenance(rows)})",
+        "",
+        "| model | input | never fitted | " + " | ".join(variants) + " |",
+        "|---|---|---|" + "---|" * len(variants),
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = {row["variant"]: row for row in rows if row["model"] == model}
+        first = next(iter(own.values()))
+        cells = [
+            f"{_error(own[v], 'activation_peak_bytes')}, {_error(own[v], 'peak_allocated_bytes')}" for v in variants
+        ]
+        described = (f"{model} {first['amp']}".strip(), first["input"], "yes" if first["held_out"] == "True" else "")
+        lines.append("| " + " | ".join((*described, *cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_budgets(rows: list[Row]) -> str:
+    """What budgets took."""
+    lines = [
+        f"**Within a memory budget**, DenseNet-BC-100, 64×3×32×32, fp32, fused kernels ({_provenance(rows)})",
+        "",
+        "| variant | budget | predicted peak allocated | measured | GPU time |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = (_mib(row[name]) for name in ("budget_bytes", "predicted_bytes", "peak_allocated_bytes"))
+        lines.append("| " + " | ".join((row["variant"], *sizes, _milliseconds(row["gpu_seconds"]))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_training(rows: list[Row]) -> str:
+    """Training end to end, the loader running."""
+    lines = [
+        f"**`memopt train`'s loop**, DenseNet-BC-100, batch 64, its loader running ({_provenance(rows)})",
+        "",
+        "| variant | activation peak | × naive | step | × naive | waiting for batches | GPU time | × naive |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            row["variant"],
+            _mib(row["activation_peak_bytes"]),
+            f"{float(row['memory_ratio']):.3f}",
+            _milliseconds(row["step_seconds"]),
+            f"{float(row['step_ratio']):.2f}",
+            f"{float(row['loading_share']):.1%}",
+            _milliseconds(row["gpu_seconds"]),
+            f"{float(row['gpu_ratio']):.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _error(row: Row, figure: str) -> str:
+    return f"{float(row[f'predicted_{figure}']) / float(row[f'measured_{figure}']) - 1:+.1%}"
+
+
 def _cell(rows: list[Row], depth: int, variant: str) -> str:
     found = [r for r in rows if int(_depth(r)) == depth and r["variant"] == variant]
     return _mib(found[0]["activation_peak_bytes"]) if found else "—"
@@ -123,7 +184,13 @@ def _milliseconds(seconds: str) -> str:
 
 def everything() -> str:
     """What stands in the README between its markers."""
-    return render(load()) + "\n" + render_deepest(load(DEEPEST))
+    others = (
+        (render_deepest, "deepest"),
+        (render_budgets, "budget"),
+        (render_predicted, "predicted"),
+        (render_training, "train_demo"),
+    )
+    return "\n".join([render(load()), *(make(load(RESULTS.with_name(f"{name}.csv"))) for make, name in others)])
 
 
 def written(text: str, tables: str) -> str:

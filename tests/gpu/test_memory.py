@@ -131,7 +131,7 @@ def test_verification_fits_where_a_naive_step_does_not(numerics: str) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     # Of two images the untouched model keeps 1,314 MiB; recomputing, a step takes 186 MiB, in float64 372 MiB.
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 900 * 2**20) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1150 * 2**20) / total)
     try:
         memopt.apply(model, torch.randn(8, 3, 64, 64, device="cuda"), config=memopt.Config(numerics=numerics))
     finally:
