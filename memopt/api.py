@@ -83,7 +83,7 @@ def _apply(
     """The same with the levels of a plan, if there is one."""
     remove(target)
     _left_alone.pop(target, None)
-    shared = Shared(config, plan=plan)
+    shared = Shared(config, plan=plan, levels={} if plan is None else plan.levels)
     rewriter = _install(target, shared)
     if inputs is not None:
         try:
@@ -102,6 +102,7 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
     ) -> RewrittenForward:
         if not path and shared.config.budget_bytes is not None:
             shared.plan = _plan(shared.config.budget_bytes, model, args, kwargs, shared.config)
+            shared.levels = shared.plan.levels
         rewritten = rewrite_forward(model, plain, args, kwargs, shared, path)
         install_within(model, rewritten.boundaries, lambda module, name: _install(module, shared, joined(path, name)))
         return rewritten

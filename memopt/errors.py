@@ -14,7 +14,15 @@ class ModelError(MemoptError, TypeError):
 
 
 class BudgetError(MemoptError):
-    """A training step cannot be kept within a memory budget."""
+    """A training step cannot be kept within a memory budget.
+
+    Attributes:
+        least_bytes: the least budget that it can be kept within; None where that is not known.
+    """
+
+    def __init__(self, message: str, least_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
 
 
 class CaptureError(MemoptError):

@@ -28,7 +28,7 @@ class Shared:
         warned: reasons that the user has been told.
         only: which chains of each are to be rewritten; None for all.
         plan: what the memory budget makes of the inputs recorded last.
-        levels: of layers by their path, which come before the plan's and the configuration's.
+        levels: of layers by their path, the plan's if there is one; they come before the configuration's.
     """
 
     config: Config
@@ -39,8 +39,7 @@ class Shared:
 
     def level_of(self, path: str) -> Level:
         """How much of a layer is recomputed."""
-        planned = {} if self.plan is None else self.plan.levels
-        return self.levels.get(path) or planned.get(path) or self.config.level_of(path)
+        return self.levels.get(path) or self.config.level_of(path)
 
 
 def rewrite_forward(

@@ -103,7 +103,7 @@ class _Planner:
             fitting = min(((everything, least), floor), key=lambda choice: choice[1].peak_bytes)
         levels, whole = fitting
         if whole.peak_bytes > self._usable_bytes:
-            raise BudgetError(self._too_little(whole.peak_bytes))
+            raise self._too_little(whole.peak_bytes)
         return self._described(levels, layers, blocks, whole, least)
 
     def _fitting(self, stages: list[Stage]) -> tuple[dict[str, Level], Predicted] | None:
@@ -129,12 +129,13 @@ class _Planner:
             low, high, levels = (middle, high, levels) if chosen is None else (low, middle, chosen)
         return levels, self._rewritten(levels)
 
-    def _too_little(self, least_bytes: int) -> str:
+    def _too_little(self, least_bytes: int) -> BudgetError:
         needed_bytes = int((least_bytes + MARGIN_BYTES) / (1 - MARGIN)) + 1
-        return (
+        return BudgetError(
             f"The memory budget is {_mib(self._budget_bytes)}; the least that a training step of "
             f"{type(self._make_model()).__name__} can be kept within is {_mib(needed_bytes)} (predicted). Give that, "
-            "or choose a smaller batch."
+            "or choose a smaller batch.",
+            needed_bytes,
         )
 
     def _described(
