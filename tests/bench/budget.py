@@ -9,7 +9,6 @@ processes of their own, several at a time. The run stops by itself before `--sec
 """
 
 import argparse
-import csv
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from provenance import provenance
+from results_file import append_rows
 from torch import nn
 from train_step import DEVICE, TABLES, VARIANTS, profiled
 
@@ -42,7 +42,9 @@ def plan(table: str, numerics: str, budget_bytes: int) -> memopt.MemoryPlan | in
     try:
         return memopt.plan_memory(work.make(), torch.empty(work.shape, device="meta"), config=config)
     except BudgetError as error:
-        return int(str(error).split(" within is ")[1].split(" MiB")[0].replace(",", "")) * MIB
+        if error.least_bytes is None:
+            raise
+        return error.least_bytes
 
 
 def plans(pool: Executor, table: str, numerics: str, highest: Future, least: Future) -> list[Future]:
@@ -92,20 +94,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
-    new = not options.out.exists()
-    spawned = multiprocessing.get_context("spawn")
-    with options.out.open("a", newline="") as file, ProcessPoolExecutor(options.processes, spawned) as pool:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = [(table, numerics) for numerics in options.numerics for table in options.tables]
         ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, 1)) for job in jobs}
         planned = {job: [highest, *plans(pool, *job, highest, least)] for job, (highest, least) in ends.items()}
-        for job in jobs:
-            for row in rows(*job, planned[job], deadline):
-                writer.writerow(row)
-                file.flush()
-                print(line(row), flush=True)
+        made = (row for job in jobs for row in rows(*job, planned[job], deadline))
+        append_rows(options.out, FIELDS, made, line)
         pool.shutdown(cancel_futures=True)
 
 

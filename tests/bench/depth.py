@@ -9,7 +9,6 @@ verification) and of the first step (which compiles kernels), the median of the 
 """
 
 import argparse
-import csv
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from provenance import provenance
+from results_file import append_rows
 from torch import nn
 from train_step import DEVICE, VARIANTS
 
@@ -90,17 +90,9 @@ def main() -> None:
     parser.add_argument("--cap-gib", type=float, default=12.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    new = not options.out.exists()
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for depth in options.depths:
-            for variant in options.variants:
-                made = row(depth, variant, int(options.cap_gib * GIB), options.lazy)
-                writer.writerow(made)
-                file.flush()
-                print({key: value for key, value in made.items() if value is not None}, flush=True)
+    pairs = ((depth, variant) for depth in options.depths for variant in options.variants)
+    made = (row(*pair, int(options.cap_gib * GIB), options.lazy) for pair in pairs)
+    append_rows(options.out, FIELDS, made, lambda row: {key: value for key, value in row.items() if value is not None})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ has.
 """
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
+from results_file import append_rows
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from train_step import provenance
 
 import memopt
 from densenet_models import bc
@@ -108,33 +108,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=200.0)
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
-    new = not options.out.exists()
+    append_rows(options.out, FIELDS, rows(time.monotonic() + options.seconds), _line)
+
+
+def rows(deadline: float) -> Iterator[dict[str, Any]]:
+    """One row a variant, naive first, until the deadline."""
     naive: dict[str, Any] = {}
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for variant, change in VARIANTS.items():
-            if time.monotonic() > deadline:
-                print(f"stopped before {variant}: out of time")
-                return
-            figures = measure(change)
-            naive = naive or figures
-            row = {
-                "variant": variant,
-                "batch": BATCH_SIZE,
-                "steps": STEPS,
-                **figures,
-                "memory_ratio": figures["activation_peak_bytes"] / naive["activation_peak_bytes"],
-                "step_ratio": figures["step_seconds"] / naive["step_seconds"],
-                "gpu_ratio": figures["gpu_seconds"] / naive["gpu_seconds"],
-                "loading_share": figures["loading_seconds"] / figures["step_seconds"],
-                **provenance(),
-            }
-            writer.writerow(row)
-            file.flush()
-            print(_line(row), flush=True)
+    for variant, change in VARIANTS.items():
+        if time.monotonic() > deadline:
+            print(f"stopped before {variant}: out of time")
+            return
+        figures = measure(change)
+        naive = naive or figures
+        yield {
+            "variant": variant,
+            "batch": BATCH_SIZE,
+            "steps": STEPS,
+            **figures,
+            "memory_ratio": figures["activation_peak_bytes"] / naive["activation_peak_bytes"],
+            "step_ratio": figures["step_seconds"] / naive["step_seconds"],
+            "gpu_ratio": figures["gpu_seconds"] / naive["gpu_seconds"],
+            "loading_share": figures["loading_seconds"] / figures["step_seconds"],
+            **provenance(),
+        }
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 import rivals
 import torch
 from provenance import provenance
+from results_file import append_rows
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -246,18 +247,10 @@ def main() -> None:
         fill_in(options.out, options.tables)
         return
     deadline = time.monotonic() + options.seconds
-    new = not options.out.exists()
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for table in options.tables:
-            for row in rows(table, options.variants, deadline):
-                if not options.no_prediction:
-                    row["predicted_bytes"] = predicted(row)
-                writer.writerow(row)
-                file.flush()
-                print(_line(row), flush=True)
+    made = (row for table in options.tables for row in rows(table, options.variants, deadline))
+    if not options.no_prediction:
+        made = (row | {"predicted_bytes": predicted(row)} for row in made)
+    append_rows(options.out, FIELDS, made, _line)
 
 
 def _line(row: dict[str, Any]) -> str:
