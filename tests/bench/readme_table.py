@@ -1,17 +1,31 @@
 """The README's tables of measured figures, made from the committed CSV rows.
 
 python tests/bench/readme_table.py            # print them
-python tests/bench/readme_table.py --write    # put them into README.md between their markers
+python tests/bench/readme_table.py --write    # put them into README.md, and earlier ones beside their rows
 """
 
 import argparse
 import csv
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "train_step.csv"
 DEEPEST = RESULTS.with_name("deepest.csv")
+EARLIER = RESULTS.with_name("README.md")
+EARLIER_TITLE = """# Measured at earlier commits
+
+The runtime has changed since these rows were measured: they say what was, each with its commit. Measured again, a table
+moves to the README of the project.
+
+One training step (forward, cross-entropy, backward, SGD with momentum). *Activation peak*: peak allocated during the
+step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
+`torch.utils.checkpoint` around concat, norm, ReLU and bottleneck convolution, as efficient_densenet_pytorch has it.
+*GPU time*: all kernels of one step. *Step*: its time in a plain loop.
+
+![Memory against GPU time](pareto.svg)
+"""
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
     "bc100-512": "DenseNet-BC-100 (k = 12), 512×3×32×32, fp32",
@@ -33,30 +47,47 @@ def load(path: Path = RESULTS) -> list[Row]:
 
 
 def render(rows: list[Row]) -> str:
-    """All tables as Markdown."""
+    """All tables of steps as Markdown."""
     parts = [_step_table(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
     parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(title: str, rows: list[Row], headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A table below its title, which closes its own bold face, and the origin of the rows that it is made of."""
+    head = (f"**{title} ({_provenance(rows)})", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings))
+    return "\n".join((*head, *(f"| {' | '.join(row)} |" for row in cells)))
 
 
 def _step_table(title: str, rows: list[Row]) -> str:
     if not rows:
         return ""
     naive = next(row for row in rows if row["variant"] == "naive")
-    lines = [
-        f"**{title}** ({_provenance(rows)})",
-        "",
-        "| variant | activation peak | × naive | predicted | reserved / allocated | GPU time | × naive | step |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        memory, gpu = "activation_peak_bytes", "gpu_seconds"
-        lines.append(
-            f"| {row['variant']} | {_mib(row[memory])} | {_ratio(row[memory], naive[memory], 3)} "
-            f"| {_mib(row['predicted_bytes'])} | {_ratio(row['peak_reserved_bytes'], row['peak_allocated_bytes'], 2)} "
-            f"| {_milliseconds(row[gpu])} | {_ratio(row[gpu], naive[gpu], 3)} | {_milliseconds(row['step_seconds'])} |"
+    memory, gpu = "activation_peak_bytes", "gpu_seconds"
+
+    def cells(row: Row) -> tuple[str, ...]:
+        return (
+            row["variant"],
+            _mib(row[memory]),
+            _ratio(row[memory], naive[memory], 3),
+            _mib(row["predicted_bytes"]),
+            _ratio(row["peak_reserved_bytes"], row["peak_allocated_bytes"], 2),
+            _milliseconds(row[gpu]),
+            _ratio(row[gpu], naive[gpu], 3),
+            _milliseconds(row["step_seconds"]),
         )
-    return "\n".join(lines)
+
+    headings = (
+        "variant",
+        "activation peak",
+        "× naive",
+        "predicted",
+        "reserved / allocated",
+        "GPU time",
+        "× naive",
+        "step",
+    )
+    return _markdown(f"{title}**", rows, headings, map(cells, rows))
 
 
 def _depth_table(rows: list[Row]) -> str:
@@ -64,90 +95,84 @@ def _depth_table(rows: list[Row]) -> str:
     if len(depths) < 2:
         return ""
     variants = [v for v in ("naive", "memopt exact layer", "memopt fast layer") if any(r["variant"] == v for r in rows)]
-    lines = [
-        f"**Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32 ({_provenance(rows)})",
-        "",
-        "| layers | " + " | ".join(variants) + " |",
-        "|---|" + "---|" * len(variants),
-    ]
-    for depth in depths:
-        cells = [_cell(rows, depth, variant) for variant in variants]
-        lines.append(f"| {depth} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    title = "Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32"
+    cells = ((str(depth), *(_cell(rows, depth, variant) for variant in variants)) for depth in depths)
+    return _markdown(title, rows, ("layers", *variants), cells)
 
 
 def render_deepest(rows: list[Row]) -> str:
     """How very deep nets fared within a given memory."""
     deep = [row for row in rows if int(row["depth"]) >= DEEP]
-    lines = [
-        f"**Within {float(deep[0]['cap_bytes']) / 2**30:.0f} GiB**, DenseNet-BC (k = 12), 64×3×32×32, fp32 "
-        f"({_provenance(deep)})",
-        "",
-        "| layers | variant | outcome | `apply` with example inputs | first step | step | peak allocated | reserved |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in deep:
+
+    def cells(row: Row) -> tuple[str, ...]:
         seconds = (f"{float(row[n]):.1f} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
         peaks = (_mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
-        lines.append("| " + " | ".join((row["depth"], row["variant"], row["outcome"], *seconds, *peaks)) + " |")
-    return "\n".join(lines) + "\n"
+        return (row["depth"], row["variant"], row["outcome"], *seconds, *peaks)
+
+    title = f"Within {float(deep[0]['cap_bytes']) / 2**30:.0f} GiB**, DenseNet-BC (k = 12), 64×3×32×32, fp32"
+    headings = ("layers", "variant", "outcome", "`apply` with example inputs", "first step", "step")
+    return _markdown(title, deep, (*headings, "peak allocated", "reserved"), map(cells, deep)) + "\n"
 
 
 def render_predicted(rows: list[Row]) -> str:
     """How far predictions are off, a row a model."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    lines = [
-        f"**Predicted against measured**: error of the activation peak and of the peak allocated ({_provenance(rows)})",
-        "",
-        "| model | input | never fitted | " + " | ".join(variants) + " |",
-        "|---|---|---|" + "---|" * len(variants),
-    ]
-    for model in dict.fromkeys(row["model"] for row in rows):
+    models = list(dict.fromkeys(row["model"] for row in rows))
+
+    def cells(model: str) -> tuple[str, ...]:
         own = {row["variant"]: row for row in rows if row["model"] == model}
-        first = next(iter(own.values()))
-        cells = [
-            f"{_error(own[v], 'activation_peak_bytes')}, {_error(own[v], 'peak_allocated_bytes')}" for v in variants
-        ]
-        described = (f"{model} {first['amp']}".strip(), first["input"], "yes" if first["held_out"] == "True" else "")
-        lines.append("| " + " | ".join((*described, *cells)) + " |")
-    return "\n".join(lines) + "\n"
+        first = own[variants[0]]
+        figures = ("activation_peak_bytes", "peak_allocated_bytes")
+        errors = (", ".join(_error(own[variant], figure) for figure in figures) for variant in variants)
+        return (
+            f"{model} {first['amp']}".strip(),
+            first["input"],
+            "yes" if first["held_out"] == "True" else "",
+            *errors,
+        )
+
+    title = "Predicted against measured**: error of the activation peak and of the peak allocated"
+    return _markdown(title, rows, ("model", "input", "never fitted", *variants), map(cells, models)) + "\n"
 
 
 def render_budgets(rows: list[Row]) -> str:
-    """What budgets took."""
-    lines = [
-        f"**Within a memory budget**, DenseNet-BC-100, 64×3×32×32, fp32, fused kernels ({_provenance(rows)})",
-        "",
-        "| variant | budget | predicted peak allocated | measured | GPU time |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
+    """What budgets took, of the run that the first row is of."""
+    rows = [row for row in rows if row["commit"] == rows[0]["commit"]]
+
+    def cells(row: Row) -> tuple[str, ...]:
         sizes = (_mib(row[name]) for name in ("budget_bytes", "predicted_bytes", "peak_allocated_bytes"))
-        lines.append("| " + " | ".join((row["variant"], *sizes, _milliseconds(row["gpu_seconds"]))) + " |")
-    return "\n".join(lines) + "\n"
+        return (row["variant"], *sizes, _milliseconds(row["gpu_seconds"]))
+
+    title = "Within a memory budget**, DenseNet-BC-100, 64×3×32×32, fp32, fused kernels"
+    headings = ("variant", "budget", "predicted peak allocated", "measured", "GPU time")
+    return _markdown(title, rows, headings, map(cells, rows)) + "\n"
 
 
 def render_training(rows: list[Row]) -> str:
     """Training end to end, the loader running."""
-    lines = [
-        f"**`memopt train`'s loop**, DenseNet-BC-100, batch 64, its loader running ({_provenance(rows)})",
-        "",
-        "| variant | activation peak | × naive | step | × naive | waiting for batches | GPU time | × naive |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = (
-            row["variant"],
-            _mib(row["activation_peak_bytes"]),
+
+    def cells(row: Row) -> tuple[str, ...]:
+        memory, step = _mib(row["activation_peak_bytes"]), _milliseconds(row["step_seconds"])
+        ratios = (
             f"{float(row['memory_ratio']):.3f}",
-            _milliseconds(row["step_seconds"]),
             f"{float(row['step_ratio']):.2f}",
-            f"{float(row['loading_share']):.1%}",
-            _milliseconds(row["gpu_seconds"]),
             f"{float(row['gpu_ratio']):.2f}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        share, gpu = f"{float(row['loading_share']):.1%}", _milliseconds(row["gpu_seconds"])
+        return (row["variant"], memory, ratios[0], step, ratios[1], share, gpu, ratios[2])
+
+    title = "`memopt train`'s loop**, DenseNet-BC-100, batch 64, its loader running"
+    headings = (
+        "variant",
+        "activation peak",
+        "× naive",
+        "step",
+        "× naive",
+        "waiting for batches",
+        "GPU time",
+        "× naive",
+    )
+    return _markdown(title, rows, headings, map(cells, rows)) + "\n"
 
 
 def _error(row: Row, figure: str) -> str:
@@ -183,14 +208,18 @@ def _milliseconds(seconds: str) -> str:
 
 
 def everything() -> str:
-    """What stands in the README between its markers."""
-    others = (
-        (render_deepest, "deepest"),
-        (render_budgets, "budget"),
-        (render_predicted, "predicted"),
-        (render_training, "train_demo"),
-    )
-    return "\n".join([render(load()), *(make(load(RESULTS.with_name(f"{name}.csv"))) for make, name in others)])
+    """What stands in the README between its markers: rows measured since the runtime last changed."""
+    return _joined((render_deepest, "deepest"), (render_budgets, "budget"))
+
+
+def earlier() -> str:
+    """Rows of earlier commits, which stand beside the CSV files until they are measured again."""
+    others = ((render, "densenet121_exact"), (render_predicted, "predicted"), (render_training, "train_demo"))
+    return f"{EARLIER_TITLE}\n{render(load())}\n{_joined(*others)}"
+
+
+def _joined(*tables: tuple[Callable[[list[Row]], str], str]) -> str:
+    return "\n".join(make(load(RESULTS.with_name(f"{name}.csv"))) for make, name in tables)
 
 
 def written(text: str, tables: str) -> str:
@@ -199,13 +228,14 @@ def written(text: str, tables: str) -> str:
 
 
 def main() -> None:
-    """Print the tables, or write them into the README."""
+    """Print the tables, or write them into the README and beside the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     tables = everything()
     if parser.parse_args().write:
         readme = ROOT / "README.md"
         readme.write_text(written(readme.read_text(), tables))
+        EARLIER.write_text(earlier())
     else:
         print(tables)
 

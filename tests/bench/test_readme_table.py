@@ -26,6 +26,10 @@ def test_readme_shows_the_committed_rows(tables: ModuleType) -> None:
     assert tables.written(text, tables.everything()) == text
 
 
+def test_rows_of_earlier_commits_stand_beside_their_files(tables: ModuleType) -> None:
+    assert tables.EARLIER.read_text() == tables.earlier()
+
+
 def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
     rows = [row for row in tables.load() if row["table"] == "bc100-64"]
     text = tables.render([row | {"step_seconds": ""} for row in rows])
