@@ -60,16 +60,15 @@ def _work(draft: RegionDraft, step: Step) -> Work:
 def _fused(draft: RegionDraft, stages: tuple[FusedNorm | PlainStage, ...], kept: int | None) -> Work:
     """Its last stage is never computed again; norms and activations are, while other kernels load what they read."""
     first = 0 if kept is None else kept + 1
-    return sum((work for stage in stages[first:-1] for work in _stage(draft, stage)), Work())
+    return sum((_stage(draft, stage) for stage in stages[first:-1]), Work())
 
 
-def _stage(draft: RegionDraft, stage: FusedNorm | PlainStage) -> Iterator[Work]:
+def _stage(draft: RegionDraft, stage: FusedNorm | PlainStage) -> Work:
     if isinstance(stage, PlainStage):
-        yield _work(draft, draft.steps[stage.step])
-        return
+        return _work(draft, draft.steps[stage.step])
     first, last = draft.steps[stage.norm], draft.steps[_last(stage)]
     read, made = draft.extents[first.inputs[0]].size_bytes, draft.extents[last.output].size_bytes
-    yield Work(read + made, _flops(draft, last, first))
+    return Work(read + made, _flops(draft, last, first))
 
 
 def _flops(draft: RegionDraft, step: Step, source: Step) -> int:

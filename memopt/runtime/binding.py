@@ -37,14 +37,18 @@ class Binding:
         self.ops: list[Operation | None] = [None if b is None else b.op for b in self._bound]
         parameters: list[torch.Tensor] = []
         index: list[tuple[int | None, ...]] = []
+        spans: list[slice | None] = []
         for binding in reversed(self._bound):
             places: list[int | None] = []
+            start = len(parameters)
             for tensor in () if binding is None else binding.params:
                 places.append(None if tensor is None else len(parameters))
                 parameters += () if tensor is None else (tensor,)
             index.append(tuple(places))
+            spans.append(None if None in places else slice(start, len(parameters)))
         self.parameters: Tensors = tuple(parameters)
-        self.index = index[::-1]
+        self.index = tuple(index[::-1])
+        self._spans = spans[::-1]
 
     @property
     def depends_on_counters(self) -> bool:
@@ -53,6 +57,9 @@ class Binding:
 
     def parameters_of(self, step: int, parameters: Tensors) -> Params:
         """A step's own among all arguments."""
+        span = self._spans[step]
+        if span is not None:
+            return parameters[span]
         return tuple(None if p is None else parameters[p] for p in self.index[step])
 
     def requires_grad(self, input_count: int, needs: tuple[bool, ...]) -> set[int]:

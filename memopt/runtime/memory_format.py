@@ -10,7 +10,10 @@ def suggested_format(x: torch.Tensor) -> torch.memory_format:
     channels_last = CHANNELS_LAST.get(x.dim())
     if channels_last is None:
         return torch.contiguous_format
-    size, stride = x.shape, x.stride()
+    size = x.shape
+    if 1 not in size and x.is_contiguous():  # nearly always, and this is asked at every operation
+        return torch.contiguous_format
+    stride = x.stride()
     if stride[1] == 0:
         return torch.contiguous_format
     smallest = 0

@@ -13,7 +13,6 @@ association, at every concat, nested or not: sums are bit-identical for any grap
 read after the region is handed through the region (`passed_through`), so that the later readers come first here too.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +21,9 @@ import torch
 from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step, region_has_run
 from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.gradients import GradientSums
-from memopt.runtime.memory_format import concat_format, dense_strides, suggested_format
+from memopt.runtime.memory_format import concat_format, suggested_format
 from memopt.runtime.ops import as_joint
+from memopt.runtime.scratch import Scratch
 
 
 def region_callable(plan: RegionPlan, name: str, label: str) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
@@ -53,8 +53,25 @@ class _Schedule:
 
     def __init__(self, plan: RegionPlan, label: str) -> None:
         self.plan, self.label = plan, label
-        self.kept = frozenset(plan.kept)
-        self.concat_of = {s.output: s for s in plan.steps if s.op.kind is Kind.CONCAT}
+        self._gradients: dict[Any, _Wanted] = {}
+
+    def wanted(self, binding: Binding, needs: tuple[bool, ...]) -> "_Wanted":
+        """What has a gradient, given which arguments of the autograd function need one."""
+        key = (binding.index, needs)
+        if key not in self._gradients:
+            self._gradients[key] = _Wanted(self.plan, binding, needs)
+        return self._gradients[key]
+
+
+class _Wanted:
+    """Which values have a gradient and, for each step, which of its inputs and parameters."""
+
+    def __init__(self, plan: RegionPlan, binding: Binding, needs: tuple[bool, ...]) -> None:
+        self.values = values = binding.requires_grad(plan.input_count, needs)
+        self.of_step = [
+            (*(value in values for value in step.inputs), *(p is not None and ~p in values for p in places))
+            for step, places in zip(plan.steps, binding.index, strict=True)
+        ]
 
 
 class _Call:
@@ -64,7 +81,7 @@ class _Call:
         self.schedule = schedule
         self.binding = binding
         self.stash_span: dict[int, slice] = {}
-        self.requires_grad: set[int] = set()
+        self.wanted: _Wanted
         self.dtypes: dict[int, torch.dtype] = {}
 
 
@@ -74,7 +91,7 @@ class _Region(torch.autograd.Function):
         plan = call.schedule.plan
         inputs, parameters = tensors[: plan.input_count], tensors[plan.input_count :]
         values: dict[int, torch.Tensor] = dict(enumerate(inputs))
-        call.requires_grad = call.binding.requires_grad(plan.input_count, ctx.needs_input_grad[1:])
+        call.wanted = call.schedule.wanted(call.binding, ctx.needs_input_grad[1:])
         saved: list[torch.Tensor] = []
         _run_forward(call, parameters, values, saved)
         call.binding.forget_modules()
@@ -86,7 +103,7 @@ class _Region(torch.autograd.Function):
             inputs[n].view_as(inputs[n]) for n in plan.passed_through
         ]
         numbers = (*plan.outputs, *plan.passed_through)
-        frozen = [t for t, n in zip(outputs, numbers, strict=True) if n not in call.requires_grad]
+        frozen = [t for t, n in zip(outputs, numbers, strict=True) if n not in call.wanted.values]
         ctx.mark_non_differentiable(*frozen)
         region_has_run(call.schedule.label, "forward")
         return tuple(outputs)
@@ -103,7 +120,7 @@ class _Region(torch.autograd.Function):
 
 def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tensor], saved: list[torch.Tensor]) -> None:
     schedule = call.schedule
-    scratch = _scratch(schedule.plan.forward_lanes_bytes, values)
+    scratch = Scratch(schedule.plan.forward_lanes_bytes, values[0])
     call.binding.count_batches()
     call.dtypes = {number: value.dtype for number, value in values.items()}
     for instruction in schedule.plan.forward:
@@ -116,7 +133,7 @@ def _run_forward(call: _Call, parameters: Tensors, values: dict[int, torch.Tenso
         else:
             call.binding.count_own_batch(number)
             x = values[step.inputs[0]]
-            out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
+            out = x if step.in_place else _place_for(x, instruction.slot, scratch)
             y, stash = op.forward(x, call.binding.parameters_of(number, parameters), out)
             values[step.output] = y
             call.stash_span[number] = slice(len(saved), len(saved) + len(stash))
@@ -139,14 +156,14 @@ def _run_backward(ctx: Any, grad_outputs: tuple[torch.Tensor | None, ...]) -> tu
         if grad is not None:
             sums.add(number, grad, owned=False)
     parameter_grads: list[torch.Tensor | None] = [None] * parameter_count
-    scratch = _scratch(plan.backward_lanes_bytes, dict(enumerate(saved)))
+    scratch = Scratch(plan.backward_lanes_bytes, saved[0])
     for instruction in plan.backward:
         step, op = plan.steps[instruction.step], call.binding.ops[instruction.step]
         if isinstance(instruction, Compute):
             _recompute(call, instruction, values, parameters, stashes, scratch)
-        elif step.output in call.requires_grad and (total := sums.take(step.output)) is not None:
+        elif step.output in call.wanted.values and (total := sums.take(step.output)) is not None:
             if op is None:
-                sums.split(*total, step.inputs, step.widths, call.requires_grad)
+                sums.split(*total, step.inputs, step.widths, call.wanted.values)
             else:
                 _differentiate(call, instruction, total, values, parameters, stashes, sums, parameter_grads)
         for dead in instruction.free:
@@ -162,7 +179,7 @@ def _recompute(
     values: dict[int, torch.Tensor],
     parameters: Tensors,
     stashes: Tensors,
-    scratch: Tensors,
+    scratch: Scratch,
 ) -> None:
     number = instruction.step
     step, op = call.schedule.plan.steps[number], call.binding.ops[number]
@@ -173,7 +190,7 @@ def _recompute(
         values[step.output] = joint.recompute(_inputs(step, values), call.binding.parameters_of(number, parameters))
         return
     x = values[step.inputs[0]]
-    out = x if step.in_place else _view(scratch, instruction.slot, x.dtype, suggested_format(x))
+    out = x if step.in_place else _place_for(x, instruction.slot, scratch)
     stash = stashes[call.stash_span[number]]
     values[step.output] = op.recompute(x, call.binding.parameters_of(number, parameters), stash, out)
 
@@ -192,10 +209,7 @@ def _differentiate(
     step, op = call.schedule.plan.steps[number], call.binding.ops[number]
     assert op is not None
     places = call.binding.index[number]
-    needs = (
-        *(value in call.requires_grad for value in step.inputs),
-        *(p is not None and ~p in call.requires_grad for p in places),
-    )
+    needs = call.wanted.of_step[number]
     grad, owned = total
     if (joint := as_joint(op)) is not None:
         params = call.binding.parameters_of(number, parameters)
@@ -233,32 +247,21 @@ def _hand_out(
             parameter_grads[place] = gradient
 
 
-def _concat(step: Step, values: dict[int, torch.Tensor], slot: Slot | None, scratch: Tensors) -> torch.Tensor:
+def _concat(step: Step, values: dict[int, torch.Tensor], slot: Slot | None, scratch: Scratch) -> torch.Tensor:
     parts = [values[n] for n in step.leaves]
     dtype = parts[0].dtype
     for part in parts:
         if part.dtype != dtype:
             dtype = torch.promote_types(dtype, part.dtype)
-    out = None if slot is None else _view(scratch, slot, dtype, concat_format(parts))
-    return torch.cat(parts, 1) if out is None else torch.cat(parts, 1, out=out)
+    if slot is None:
+        return torch.cat(parts, 1)
+    return torch.cat(parts, 1, out=scratch.view(slot, dtype, concat_format(parts)))
+
+
+def _place_for(x: torch.Tensor, slot: Slot | None, scratch: Scratch) -> torch.Tensor | None:
+    return None if slot is None else scratch.view(slot, x.dtype, suggested_format(x))
 
 
 def _is_fresh(result: torch.Tensor, grad: torch.Tensor) -> bool:
     """Whether nobody else can hold the memory of `result`, an operation's gradient made from `grad`."""
     return not result._is_view() and result.untyped_storage()._cdata != grad.untyped_storage()._cdata
-
-
-def _scratch(lanes_bytes: tuple[int, ...], values: dict[int, torch.Tensor]) -> Tensors:
-    """Buffers for this call alone, sized for their largest moment: growing concats would fragment the allocator."""
-    device = next(iter(values.values())).device
-    return tuple(torch.empty(size, dtype=torch.uint8, device=device) for size in lanes_bytes)
-
-
-def _view(
-    scratch: Tensors, slot: Slot | None, dtype: torch.dtype, memory_format: torch.memory_format
-) -> torch.Tensor | None:
-    if slot is None:
-        return None
-    count = math.prod(slot.size)
-    flat = scratch[slot.lane].narrow(0, 0, count * dtype.itemsize).view(dtype)
-    return flat.as_strided(slot.size, dense_strides(slot.size, memory_format))

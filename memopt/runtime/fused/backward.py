@@ -163,7 +163,8 @@ class Backward:
         x_grad, *own = op.backward(grad, x, y, parameters, stash, tuple(needs), False)
         assert x_grad is not None
         for place, gradient in zip(places, own, strict=True):
-            self._give(place, gradient)
+            if place is not None and gradient is not None:
+                self._give(place, _strided_like(gradient, self.parameters[place]))
         return x_grad
 
     def _dense_norm(
@@ -295,3 +296,12 @@ class Backward:
     def _give(self, place: int | None, gradient: torch.Tensor | None) -> None:
         if place is not None and gradient is not None and ~place in self.call.requires_grad:
             self.parameter_grads[place] = gradient
+
+
+def _strided_like(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A gradient with its parameter's strides where only those of sizes of one differ, as a 1×1 convolution's do if it
+    ran channels-last: DistributedDataParallel compares them all."""
+    lies = zip(gradient.size(), gradient.stride(), parameter.stride(), strict=True)
+    if gradient.stride() == parameter.stride() or any(size > 1 and own != wanted for size, own, wanted in lies):
+        return gradient
+    return gradient.as_strided(parameter.size(), parameter.stride(), gradient.storage_offset())

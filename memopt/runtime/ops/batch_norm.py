@@ -113,7 +113,7 @@ class BatchNorm:
         else:
             dtype = _statistics_dtype(x, weight, bias, running_mean)
             mean, invstd = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
-            result = _aten.native_batch_norm.out(*arguments, out=out, save_mean=mean, save_invstd=invstd)
+            result = torch.native_batch_norm(*arguments, out=(out, mean, invstd))
         return result[0], tuple(result[1:])
 
     def _running_statistics(

@@ -199,17 +199,15 @@ class Start:
 
 
 class StartAll:
-    """Kernels one after another, with the tensors that they write into."""
+    """Kernels one after another."""
 
-    __slots__ = ("allocations", "burst", "dead")
+    __slots__ = ("burst", "dead")
 
-    def __init__(self, allocations: list[Allocate], launches: list[Packed], dead: list[int], driver: Driver) -> None:
-        self.allocations, self.dead = allocations, dead
+    def __init__(self, launches: list[Packed], dead: list[int], driver: Driver) -> None:
+        self.dead = dead
         self.burst = Burst(launches, driver)
 
     def run(self, now: Now) -> None:
-        for allocation in self.allocations:
-            allocation.run(now)
         self.burst.run(now.stream, now.addresses)
         for number in self.dead:
             now.drop(number)
@@ -244,34 +242,30 @@ def gathered(steps: list[Step]) -> list[Step]:
 
 
 def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
-    """The same steps, with a burst for each run of kernels; as they are where the driver does not know a kernel."""
-    driver_steps: list[Step] = []
-    allocations: list[Allocate] = []
+    """Steps as `gathered` orders them, with a burst for each run of kernels; as they are where the driver does not know
+    a kernel."""
+    result: list[Step] = []
     launches: list[Packed] = []
     dead: list[int] = []
 
     def close() -> None:
         if launches:
-            driver_steps.append(StartAll(allocations[:], launches[:], dead[:], driver))
-        else:
-            driver_steps.extend(allocations)
-        for pending in (allocations, launches, dead):
-            pending.clear()
+            result.append(StartAll(launches[:], dead[:], driver))
+        launches.clear()
+        dead.clear()
 
     for step in steps:
-        if isinstance(step, Allocate):
-            allocations.append(step)
-        elif isinstance(step, Start):
-            made = [pack(launch, driver) for launch in step.launches or ()]
-            if None in made or step.launches is None:
-                return steps
-            launches += [one for one in made if one is not None]
-            dead += step.dead
-        else:
+        if not isinstance(step, Start):
             close()
-            driver_steps.append(step)
+            result.append(step)
+            continue
+        made = [pack(launch, driver) for launch in step.launches or ()]
+        if None in made or step.launches is None:
+            return steps
+        launches += [one for one in made if one is not None]
+        dead += step.dead
     close()
-    return driver_steps
+    return result
 
 
 def _without_data(argument: Any) -> Any:

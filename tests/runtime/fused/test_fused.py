@@ -289,6 +289,22 @@ def test_layout_of_what_leaves_a_region_is_eagers() -> None:
     assert_all_fast(rewritten)
 
 
+def test_gradients_of_1x1_weights_have_the_strides_of_their_parameters() -> None:
+    # DistributedDataParallel compares all strides with its bucket's, those of sizes of one as well.
+    model = fast(bc.DenseNet(depth=22).to(DEVICE))
+    different = []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 4 and parameter[0, 0].numel() == 1:
+
+            def compare(gradient: torch.Tensor, name: str = name, wanted: Any = parameter.stride()) -> None:
+                if gradient.stride() != wanted:
+                    different.append((name, gradient.stride(), wanted))
+
+            parameter.register_hook(compare)
+    model(torch.randn(2, 3, 32, 32, device=DEVICE)).sum().backward()
+    assert not different
+
+
 def test_channels_last_models() -> None:
     naive = small_net().to(memory_format=torch.channels_last)
     rewritten = fast(naive)
