@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from memopt.ir import Compute, Gradient, Kind, RegionPlan, Slot, Step, region_has_run
+from memopt.ir import Compute, Gradient, RegionPlan, Slot, Step, region_has_run
 from memopt.runtime.binding import Binding, Tensors, device_type, guarded
 from memopt.runtime.gradients import GradientSums
 from memopt.runtime.memory_format import concat_format, suggested_format

@@ -296,9 +296,9 @@ def test_gradients_of_1x1_weights_have_the_strides_of_their_parameters() -> None
     for name, parameter in model.named_parameters():
         if parameter.dim() == 4 and parameter[0, 0].numel() == 1:
 
-            def compare(gradient: torch.Tensor, name: str = name, wanted: Any = parameter.stride()) -> None:
-                if gradient.stride() != wanted:
-                    different.append((name, gradient.stride(), wanted))
+            def compare(gradient: torch.Tensor, name: str = name, parameter: torch.Tensor = parameter) -> None:
+                if gradient.stride() != parameter.stride():
+                    different.append((name, gradient.stride(), parameter.stride()))
 
             parameter.register_hook(compare)
     model(torch.randn(2, 3, 32, 32, device=DEVICE)).sum().backward()
