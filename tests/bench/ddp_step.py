@@ -2,12 +2,12 @@
 
     PYTHONPATH=. torchrun --standalone --nproc-per-node=2 tests/bench/ddp_step.py --out tests/bench/results/ddp_step.csv
 
-One row per case, the figures of its worst GPU: memory of one step, median time of a step, and the loss after some steps
-with deterministic cuDNN, averaged over the ranks, which must not depend on the variant. `activation_peak_bytes` is what
-a step allocates beyond what is there between steps with gradients None: DDP's buckets are there, as gradients are.
-With one rank, rank 0 works alone in a group of its own. The run stops by itself before `--seconds` and keeps the rows
-that it has; rows already in the file are not measured again. On a machine without GPUs it runs on the CPU over gloo,
-to try it out (`--works tiny`).
+One row per case, the figures of its worst GPU: memory of one step, time of a step (median of some runs of several), and
+the loss after some steps with deterministic cuDNN, averaged over the ranks, which must not depend on the variant.
+`activation_peak_bytes` is what a step allocates beyond what is there between steps with gradients None: DDP's buckets
+are there, as gradients are. With one rank, rank 0 works alone in a group of its own. The run stops by itself before
+`--seconds` and keeps the rows that it has; rows already in the file are not measured again. On a machine without GPUs
+it runs on the CPU over gloo, to try it out (`--works tiny`).
 """
 
 import argparse
@@ -38,7 +38,9 @@ from memopt.measure.memory import CudaLedger, clean, leave, observe_step
 from memopt.measure.step import TrainingStep, seeded
 from memopt.measure.tracker import StorageTracker
 
-LOSS_STEPS, WARMUP, STEPS = 5, 3, 10
+LOSS_STEPS, WARMUP = 5, 3
+RUNS, STEPS = 5, 5
+"""Steps are timed several in a row, as a training loop makes them: the processor may run ahead of the GPU."""
 GRACE_SECONDS = 30.0
 """After the deadline: the case in hand may end, a hung one is left."""
 
@@ -154,7 +156,7 @@ class Bench:
             self._forget_reserved()  # what deterministic kernels took is not the step's
             for _ in range(WARMUP):
                 step.run()
-            seconds = statistics.median(self._seconds(step) for _ in range(STEPS))
+            seconds = statistics.median(self._seconds(step) for _ in range(RUNS))
             figures = observe_step(step, ledger, memopt.remove if case.variant.startswith("memopt") else leave)
             reserved = ledger.peak_reserved_bytes if on_cuda else None
         del step
@@ -194,16 +196,13 @@ class Bench:
         return TrainingStep(model, (images,))
 
     def _seconds(self, step: TrainingStep) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
+        """Wall time of a step, of several in a row."""
+        start = time.perf_counter()
+        for _ in range(STEPS):
             step.run()
-            return time.perf_counter() - start
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        first.record()
-        step.run()
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) * 1e-3
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return (time.perf_counter() - start) / STEPS
 
 
 def _run(step: TrainingStep) -> float:
