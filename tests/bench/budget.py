@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/bench/budget.py --out tests/bench/results/budget.csv
 
-For each model and numerics a row for the naive step, the checkpointed rival, and each budget: a little more than the
+For each model and numerics a row for the naive step, each rival (`--rivals`), and each budget: a little more than the
 naive peak allocated, then at even ratios from what the plan for that takes down to the least that can be kept within.
 Bytes and seconds; `planned_seconds` is what the plan predicts for computing again. Plans need no GPU and are made in
 processes of their own, several at a time. The run stops by itself before `--seconds` and keeps the rows it has.
@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ FIELDS = (
     "planned_seconds", "step_seconds", "gpu_seconds", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 POINTS = 20
+RIVALS = (
+    "naive", "checkpointed", "torch.compile", "torch.compile memory budget 0.5", "torch.compile memory budget 0",
+)  # fmt: skip
 MIB = 2**20
 
 
@@ -55,7 +59,9 @@ def plans(pool: Executor, table: str, numerics: str, highest: Future, least: Fut
     return [pool.submit(plan, table, numerics, budget_bytes) for budget_bytes in budgets]
 
 
-def rows(table: str, numerics: str, planned: list[Future], deadline: float) -> Iterator[dict[str, Any]]:
+def rows(
+    table: str, numerics: str, rivals: list[str], planned: list[Future], deadline: float
+) -> Iterator[dict[str, Any]]:
     """Rivals first, then the budgets."""
     work = TABLES[table]
     inputs = (torch.randn(work.shape),)
@@ -64,6 +70,8 @@ def rows(table: str, numerics: str, planned: list[Future], deadline: float) -> I
         def make() -> nn.Module:
             return change(work.make().to(DEVICE))
 
+        if "compile" in variant:
+            make = cache(make)  # compiling takes minutes
         ours = variant == "budget"
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if ours else leave)
         gpu_seconds, _ = profiled(make, inputs, work.amp)
@@ -71,8 +79,12 @@ def rows(table: str, numerics: str, planned: list[Future], deadline: float) -> I
         row = {"table": table, "numerics": numerics, "variant": variant, "gpu_seconds": gpu_seconds}
         return dict.fromkeys(FIELDS) | row | taken | more | provenance()
 
-    yield measured("naive", VARIANTS["naive"])
-    yield measured("checkpointed", VARIANTS["checkpointed"])
+    for rival in rivals:
+        if time.monotonic() > deadline:
+            print(f"stopped before {table} {rival}: out of time", flush=True)
+            return
+        yield measured(rival, VARIANTS[rival])
+        torch._dynamo.reset()
     for future in planned:
         if time.monotonic() > deadline:
             print(f"stopped in {table} {numerics}: out of time", flush=True)
@@ -90,6 +102,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=["bc100-64", "densenet121-64"])
     parser.add_argument("--numerics", nargs="+", choices=("fast", "exact"), default=["fast", "exact"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
@@ -98,7 +111,7 @@ def main() -> None:
         jobs = [(table, numerics) for numerics in options.numerics for table in options.tables]
         ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, 1)) for job in jobs}
         planned = {job: [highest, *plans(pool, *job, highest, least)] for job, (highest, least) in ends.items()}
-        made = (row for job in jobs for row in rows(*job, planned[job], deadline))
+        made = (row for job in jobs for row in rows(*job, options.rivals, planned[job], deadline))
         append_rows(options.out, FIELDS, made, line)
         pool.shutdown(cancel_futures=True)
 

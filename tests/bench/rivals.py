@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from densenet_models import bc
 
 
-def compiled_for_memory(model: nn.Module) -> nn.Module:
-    """`torch.compile` told to recompute all it can (`activation_memory_budget`)."""
+def compiled_for_memory(model: nn.Module, budget: float = 0.0) -> nn.Module:
+    """`torch.compile` with an `activation_memory_budget`: 0 recomputes all it can, 1 is its default."""
     import torch._functorch.config as settings
 
     compiled: nn.Module = torch.compile(model)
@@ -22,7 +22,7 @@ def compiled_for_memory(model: nn.Module) -> nn.Module:
             self.inner = compiled
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with settings.patch(activation_memory_budget=0.0):
+            with settings.patch(activation_memory_budget=budget):
                 result: torch.Tensor = self.inner(x)
             return result
 

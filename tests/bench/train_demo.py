@@ -5,14 +5,17 @@
 The loop, the batches and the augmentation are those of `memopt train`; the images are the digits. Bytes and seconds.
 `activation_peak_bytes` is the peak allocated while training minus what is allocated between steps; `step_seconds` the
 wall time of a step, the loader included; `loading_seconds` the part of it in which the loop waited for a batch;
-`gpu_seconds` the summed time of all kernels of a step. The run stops by itself before `--seconds` and keeps the rows it
-has.
+`gpu_seconds` the summed time of all kernels of a step. The variants take turns of some steps each, because the speed of
+a host's processor changes from second to second; times are medians of the turns. Memory is measured before, each
+variant alone.
 """
 
 import argparse
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ FIELDS = (
     "gpu_seconds", "memory_ratio", "step_ratio", "gpu_ratio", "loading_share", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 DEVICE = torch.device("cuda")
-BATCH_SIZE, WARMUP, STEPS = 64, 10, 100
+BATCH_SIZE, WARMUP, STEPS, TURNS = 64, 10, 20, 9
 Change = Callable[[nn.Module], nn.Module]
 
 
@@ -67,27 +70,50 @@ class Loader:
             yield batch
 
 
-def measure(change: Change) -> dict[str, Any]:
-    """Figures of a variant from a cleaned state."""
+@dataclass(slots=True)
+class Run:
+    """A variant in training."""
+
+    trainer: Trainer
+    loader: Loader
+    activation_peak_bytes: int = 0
+    peak_allocated_bytes: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    loading_seconds: list[float] = field(default_factory=list)
+
+    def take_turn(self) -> None:
+        """Train for some steps and note the time."""
+        self.loader.waited_seconds = 0.0
+        start = time.perf_counter()
+        _train(self.trainer, self.loader, STEPS)
+        self.step_seconds.append((time.perf_counter() - start) / STEPS)
+        self.loading_seconds.append(self.loader.waited_seconds / STEPS)
+
+    def figures(self) -> dict[str, Any]:
+        """Of a row."""
+        return {
+            "activation_peak_bytes": self.activation_peak_bytes,
+            "peak_allocated_bytes": self.peak_allocated_bytes,
+            "step_seconds": statistics.median(self.step_seconds),
+            "loading_seconds": statistics.median(self.loading_seconds),
+            "gpu_seconds": _gpu_seconds(self.trainer, self.loader),
+        }
+
+
+def start(change: Change) -> Run:
+    """A variant warmed up, with what it allocates alone."""
     clean(DEVICE)
+    others_bytes = torch.cuda.memory_allocated(DEVICE)
     with seeded(0, DEVICE):
-        trainer = Trainer(change(bc.DenseNet().to(DEVICE)), Recipe())
-    loader = Loader()
-    _train(trainer, loader, WARMUP)
+        run = Run(Trainer(change(bc.DenseNet().to(DEVICE)), Recipe()), Loader())
+    _train(run.trainer, run.loader, WARMUP)
     between_steps_bytes = torch.cuda.memory_allocated(DEVICE)
     torch.cuda.reset_peak_memory_stats(DEVICE)
-    loader.waited_seconds = 0.0
-    start = time.perf_counter()
-    _train(trainer, loader, STEPS)
-    seconds = time.perf_counter() - start
+    _train(run.trainer, run.loader, STEPS)
     peak_bytes = torch.cuda.max_memory_allocated(DEVICE)
-    return {
-        "activation_peak_bytes": peak_bytes - between_steps_bytes,
-        "peak_allocated_bytes": peak_bytes,
-        "step_seconds": seconds / STEPS,
-        "loading_seconds": loader.waited_seconds / STEPS,
-        "gpu_seconds": _gpu_seconds(trainer, loader),
-    }
+    run.activation_peak_bytes = peak_bytes - between_steps_bytes
+    run.peak_allocated_bytes = peak_bytes - others_bytes
+    return run
 
 
 def _train(trainer: Trainer, loader: Loader, steps: int) -> None:
@@ -106,24 +132,24 @@ def main() -> None:
     """Measure the variants and append their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=200.0)
     options = parser.parse_args()
-    append_rows(options.out, FIELDS, rows(time.monotonic() + options.seconds), _line)
+    append_rows(options.out, FIELDS, rows(), _line)
 
 
-def rows(deadline: float) -> Iterator[dict[str, Any]]:
-    """One row a variant, naive first, until the deadline."""
+def rows() -> Iterator[dict[str, Any]]:
+    """One row a variant, naive first."""
+    runs = {variant: start(change) for variant, change in VARIANTS.items()}
+    for _turn in range(TURNS):
+        for run in runs.values():
+            run.take_turn()
     naive: dict[str, Any] = {}
-    for variant, change in VARIANTS.items():
-        if time.monotonic() > deadline:
-            print(f"stopped before {variant}: out of time")
-            return
-        figures = measure(change)
+    for variant, run in runs.items():
+        figures = run.figures()
         naive = naive or figures
         yield {
             "variant": variant,
             "batch": BATCH_SIZE,
-            "steps": STEPS,
+            "steps": TURNS * STEPS,
             **figures,
             "memory_ratio": figures["activation_peak_bytes"] / naive["activation_peak_bytes"],
             "step_ratio": figures["step_seconds"] / naive["step_seconds"],

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ VARIANTS: dict[str, Change] = {
     "torch.compile": lambda model: torch.compile(model),
     REDUCED: lambda model: torch.compile(model, mode="reduce-overhead"),
     "torch.compile memory budget 0": rivals.compiled_for_memory,
+    "torch.compile memory budget 0.5": partial(rivals.compiled_for_memory, budget=0.5),
     "naive channels-last, cudnn.benchmark": lambda model: model.to(memory_format=torch.channels_last),
     "torchvision memory_efficient": rivals.torchvision_memory_efficient,
 }
