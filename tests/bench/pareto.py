@@ -1,6 +1,6 @@
-"""Memory against GPU time of every measured variant, from the committed CSV rows.
+"""Memory against GPU time of every measured variant and of memory budgets, from the committed CSV rows.
 
-python tests/bench/pareto.py    # writes tests/bench/results/pareto.svg
+python tests/bench/pareto.py    # writes pareto.svg and budget.svg in tests/bench/results
 """
 
 import csv
@@ -11,12 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
-PICTURE = RESULTS / "pareto.svg"
+SIZE_MIB = 2**20
 TITLES = {
     "bc100-512": "DenseNet-BC-100, batch 512, fp32",
     "densenet121-64": "densenet121, batch 64, fp32",
     "densenet121-64-bf16": "densenet121, batch 64, bf16 autocast",
 }
+BUDGETS = {"bc100-64": "DenseNet-BC-100, batch 64, fp32", "densenet121-64": TITLES["densenet121-64"]}
 FAMILIES = (
     ("memopt fast", "#0072b2", "o"),
     ("memopt exact", "#009e73", "s"),
@@ -68,19 +69,77 @@ def draw(axes: Axes, title: str, found: list[Point]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_budgets(axes: Axes, title: str, rows: list[Row]) -> None:
+    """One model as a panel: a curve for the budgets of each numerics, a point for each rival."""
+    for family, colour, marker in FAMILIES[:2]:
+        mine = [r for r in rows if r["variant"] == "budget" and family.endswith(r["numerics"])]
+        curve = sorted((_mib(row), _milliseconds(row)) for row in mine)
+        axes.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2, zorder=3)
+        axes.annotate(
+            f"{family}, within budgets",
+            curve[len(curve) // 2],
+            xytext=(6, 8),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8.5,
+        )
+    rivals = {row["variant"]: row for row in rows if row["variant"] != "budget"}
+    most = max(map(_mib, rivals.values()))
+    for number, (variant, row) in enumerate(rivals.items()):
+        axes.plot([_mib(row)], [_milliseconds(row)], "D", color="#777777", markersize=6, zorder=2)
+        right = _mib(row) > most / 2
+        axes.annotate(
+            variant,
+            (_mib(row), _milliseconds(row)),
+            xytext=(-8 if right else 8, 3 - 10 * (number % 2)),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            color="#555555",
+            fontsize=8.5,
+        )
+    axes.set(title=title, xlabel="peak allocated, MiB", xlim=(0, None), ylim=(0, None))
+    axes.title.set_fontsize(10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mib(row: Row) -> float:
+    return float(row["peak_allocated_bytes"]) / SIZE_MIB
+
+
+def _milliseconds(row: Row) -> float:
+    return float(row["gpu_seconds"]) * 1e3
+
+
+def load(name: str) -> list[Row]:
+    """Every row of a file of results."""
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def origin(rows: list[Row]) -> str:
+    """On what rows were measured."""
+    return "; ".join(sorted({f"{row['gpu']}, torch {row['torch']}" for row in rows}))
+
+
 def main() -> None:
-    """Draw the picture."""
+    """Draw the pictures."""
     mpl.use("svg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "memopt", "font.family": "sans-serif"})
-    with (RESULTS / "train_step.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = load("train_step.csv")
     figure, panels = plt.subplots(1, len(TITLES), figsize=(13, 4.6), sharey=True, layout="constrained")
     for axes, (table, title) in zip(panels, TITLES.items(), strict=True):
         draw(axes, title, points(rows, table))
     panels[0].set_ylabel("GPU time of a step, × naive")
-    origins = sorted({f"{row['gpu']}, torch {row['torch']}" for row in rows})
-    figure.suptitle(f"One training step: blue memopt fast, green memopt exact, grey the rest ({'; '.join(origins)})")
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.suptitle(f"One training step: blue memopt fast, green memopt exact, grey the rest ({origin(rows)})")
+    figure.savefig(RESULTS / "pareto.svg", metadata={"Date": None})
+
+    rows = load("budget.csv")
+    figure, panels = plt.subplots(1, len(BUDGETS), figsize=(11, 4.4), layout="constrained")
+    for axes, (table, title) in zip(panels, BUDGETS.items(), strict=True):
+        draw_budgets(axes, title, [row for row in rows if row["table"] == table])
+    panels[0].set_ylabel("GPU time of a step, ms")
+    figure.suptitle(f"One training step within a memory budget, and rivals ({origin(rows)})")
+    figure.savefig(RESULTS / "budget.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
