@@ -7,7 +7,7 @@ are known to be the same again, only the addresses differ.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ class Relaunch:
         self.compiled, self.grid, self.arguments = launched.compiled, launched.grid, arguments
         self._runner = launched.compiled[launched.grid]
 
-    def start(self, stream: int, addresses: list[int]) -> None:
+    def start(self, stream: int, addresses: Sequence[int]) -> None:
         """Through Triton, given the addresses of all buffers."""
         filled = [addresses[a.buffer] + a.offset_bytes if isinstance(a, Address) else a for a in self.arguments]
         self._runner(*filled, stream=stream)

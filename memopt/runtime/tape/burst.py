@@ -45,14 +45,13 @@ class Burst:
             before = (launch.function, *launch.grid, launch.threads, 1, 1, launch.shared_bytes)
             self._calls.append((*before, ctypes.addressof(array)))
 
-    def run(self, stream: int, addresses: list[int]) -> None:
-        """Start them all, given the addresses of the buffers.
+    def run(self, stream: int, addresses: torch.Tensor) -> None:
+        """Start them all, given the addresses of the buffers (int64, on the CPU).
 
         Raises:
             RuntimeError: CUDA refuses a launch.
         """
-        now = torch.tensor(addresses, dtype=torch.int64, device="cpu")
-        torch.add(now[self._buffers], self._offsets, out=self._filled)
+        torch.index_select(addresses, 0, self._buffers, out=self._filled).add_(self._offsets)
         launch = self._driver.launch
         for function, x, y, z, threads, one, two, shared_bytes, parameters in self._calls:
             code = launch(function, x, y, z, threads, one, two, shared_bytes, stream, parameters, None)

@@ -1,5 +1,6 @@
 """What a tape does step by step: make a tensor, fill it, run an operator, start kernels."""
 
+from array import array
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,10 +49,12 @@ class Now:
         self.skips_kernels = fake
         self._buffers: list[torch.Tensor | None] = [*externals, *[None] * (layout.buffer_count - len(externals))]
         self._typed: dict[tuple[int, torch.dtype], torch.Tensor] = {}
-        self.addresses: list[int] = []
+        self.addresses = array("q")
         if self.by_address:
             self.stream = torch._C._cuda_getCurrentRawStream(self.device.index)
-            self.addresses = [t.data_ptr() for t in externals] + [0] * (layout.buffer_count - len(externals))
+            self.addresses.extend([t.data_ptr() for t in externals])
+            self.addresses.extend([0] * (layout.buffer_count - len(externals)))
+            self.address_tensor = torch.frombuffer(self.addresses, dtype=torch.int64)  # the same memory
             driver = cuda_driver()
             if driver is not None:
                 driver.enter(self.device.index)
@@ -133,7 +136,7 @@ class Zero:
 class Operate:
     """An operator of torch's own."""
 
-    __slots__ = ("args", "dead", "kwargs", "made", "operator")
+    __slots__ = ("_named", "_placed", "args", "dead", "kwargs", "made", "operator")
 
     def __init__(
         self,
@@ -144,10 +147,16 @@ class Operate:
         dead: tuple[int, ...],
     ) -> None:
         self.operator, self.args, self.kwargs, self.made, self.dead = operator, args, kwargs, made, dead
+        self._placed = [number for number, arg in enumerate(args) if _holds_places(arg)]
+        self._named = [name for name, value in kwargs.items() if _holds_places(value)]
 
     def run(self, now: Now) -> None:
-        kwargs = {key: now.filled(value) for key, value in self.kwargs.items()}
-        result = self.operator(*[now.filled(arg) for arg in self.args], **kwargs)
+        args, kwargs = list(self.args), self.kwargs
+        for number in self._placed:
+            args[number] = now.filled(args[number])
+        if self._named:
+            kwargs = {**kwargs, **{name: now.filled(kwargs[name]) for name in self._named}}
+        result = self.operator(*args, **kwargs)
         if self.made:
             # An operator may make more than its fake does: what nobody asked for stays where it is.
             results = result if isinstance(result, (tuple, list)) else (result,)
@@ -208,7 +217,7 @@ class StartAll:
         self.burst = Burst(launches, driver)
 
     def run(self, now: Now) -> None:
-        self.burst.run(now.stream, now.addresses)
+        self.burst.run(now.stream, now.address_tensor)
         for number in self.dead:
             now.drop(number)
 
@@ -266,6 +275,12 @@ def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
         dead += step.dead
     close()
     return result
+
+
+def _holds_places(argument: Any) -> bool:
+    if isinstance(argument, (list, tuple)):
+        return any(map(_holds_places, argument))
+    return isinstance(argument, At)
 
 
 def _without_data(argument: Any) -> Any:

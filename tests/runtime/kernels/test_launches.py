@@ -131,7 +131,7 @@ def test_the_driver_is_handed_addresses_and_values() -> None:
     burst = Burst([packed, packed], driver)
     for stream, addresses in ((5, [1000, 0, 3000]), (6, [2**40, 0, 8])):
         driver.launches.clear()
-        burst.run(stream, addresses)
+        burst.run(stream, torch.tensor(addresses))
         expected = [addresses[0] + 64, -7, 0.5, addresses[2], 0, 0]
         assert driver.launches == [([77, 4, 2, 1, 128, 1, 1, 1024], stream, expected)] * 2
 
@@ -158,7 +158,8 @@ def test_parameters_lie_where_the_driver_reads_them_whatever_the_default_device(
     packed = pack(relaunch(), driver)
     assert packed is not None
     with torch.device("meta"):
-        Burst([packed], driver).run(5, [1000, 0, 3000])
+        burst = Burst([packed], driver)
+    burst.run(5, torch.tensor([1000, 0, 3000]))
     assert driver.launches[0][2] == [1064, -7, 0.5, 3000, 0, 0]
 
 
@@ -167,7 +168,7 @@ def test_a_refused_launch_is_an_error() -> None:
     packed = pack(relaunch(), driver)
     assert packed is not None
     with pytest.raises(RuntimeError, match="error 700"):
-        Burst([packed], driver).run(0, [0, 0, 0])
+        Burst([packed], driver).run(0, torch.tensor([0, 0, 0]))
 
 
 def test_a_relaunch_keeps_no_tensor_alive() -> None:
