@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 from memopt.measure.target import Target
 from memopt.measure.trace import Origin, SimulatedDevice
@@ -14,10 +15,9 @@ _aten = torch.ops.aten
 _MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default})
 
 # Backward operators whose CUDA kernels read the gradient (argument 0) from a copy that lies as the input (argument 1)
-# does, where it lies otherwise: `gradOutput.contiguous(…)` in ATen/native/cudnn and ATen/native/cuda.
+# does, where it lies otherwise: `gradOutput.contiguous(…)` in ATen/native/cudnn/BatchNorm.cpp and ATen/native/cuda.
 _READ_ALIKE = frozenset(
     {
-        _aten.convolution_backward.default,
         _aten.native_batch_norm_backward.default,
         _aten.cudnn_batch_norm_backward.default,
         _aten.avg_pool2d_backward.default,
@@ -48,22 +48,29 @@ class CudaLibraries:
         """Ask for what an operator holds from its beginning to its end; returns the requests."""
         if func in _MATMULS:
             self._take_blas_workspace()
-        if func not in _READ_ALIKE or _lie_alike(args[0], args[1]):
-            return []
-        return [self._device.allocate(args[0].numel() * args[0].element_size(), Origin(f"gradient copied by {func}"))]
+        if func is _aten.convolution_backward.default:
+            copies = _suggested(args[0]) != _suggested(args[1])  # `grad_output.to(input.suggest_memory_format())`
+        else:
+            copies = func in _READ_ALIKE and not _lie_alike(args[0], args[1])
+        return [self._copy(func, args[0])] if copies else []
 
     def result(self, func: Any, args: Sequence[Any], index: int) -> None:
         """Ask for, and give back, what an operator takes once its result with this index has been allocated."""
         for place, call in enumerate(convolution_calls(func, args)):
             if place != index:
                 continue
+            held = [self._copy(func, args[0])] if _is_read_in_pieces(func, args) else []
             size_bytes, origin = measured().get(call), Origin(f"workspace of {call.operation}")
             if size_bytes is None:
                 size_bytes = estimated(call)
                 self.unmeasured.add(call)
                 self._device.might_allocate(call.bound_bytes, origin)
             if size_bytes:
-                self._device.free(self._device.allocate(size_bytes, origin))
+                held.append(self._device.allocate(size_bytes, origin))
+            self.after(held[::-1])
+
+    def _copy(self, func: Any, grad: torch.Tensor) -> int:
+        return self._device.allocate(grad.numel() * grad.element_size(), Origin(f"gradient copied by {func}"))
 
     def after(self, held: list[int]) -> None:
         """Give back what `before` asked for."""
@@ -82,3 +89,16 @@ def _lie_alike(grad: torch.Tensor, x: torch.Tensor) -> bool:
     if lies_channels_last(x):
         return grad.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     return grad.is_contiguous()
+
+
+def _is_read_in_pieces(func: Any, args: Sequence[Any]) -> bool:
+    """Whether each pass of a convolution's backward copies the gradient for itself: a slice that lies as the input does
+    (`contiguous` in ATen/native/cudnn/ConvShared.cpp)."""
+    if func is not _aten.convolution_backward.default or _suggested(args[0]) != _suggested(args[1]):
+        return False
+    return not args[0].is_contiguous(memory_format=_suggested(args[0]))
+
+
+def _suggested(x: torch.Tensor) -> torch.memory_format:
+    chosen: torch.memory_format = suggest_memory_format(x) if x.dim() > 3 else torch.contiguous_format
+    return chosen

@@ -1,23 +1,25 @@
 """What cuDNN's convolutions take for the time of a call: makes the table that predictions read.
 
     PYTHONPATH=. python tests/bench/measure_workspaces.py --collect    # without a GPU: which convolutions there are
-    PYTHONPATH=. python tests/bench/measure_workspaces.py              # on a GPU: measure them all, under three minutes
+    PYTHONPATH=. python tests/bench/measure_workspaces.py              # on a GPU: measure what was not, some minutes
 
-The table is `memopt/measure/workspaces.csv`. A row that was not measured has no `workspace_bytes`. `--out` writes the
-measured table elsewhere.
+The table is `memopt/measure/workspaces.csv`: every convolution of the models that predictions are fitted to, and those
+that fused kernels leave to cuDNN in the models that are shipped, with usual batch sizes. A row that was not measured
+has no `workspace_bytes`. `--again` measures the others, too; `--out` writes the measured table elsewhere.
 """
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from predicted_vs_measured import VARIANTS, WORKS, change_of
+from predicted_vs_measured import VARIANTS, WORKS, Work, change_of
 from provenance import provenance
 
+from densenet_models import bc, growing, plain, signal, volumetric
 from memopt.measure.predict import predict
 from memopt.measure.workspaces import DATA_GRADIENT, FORWARD, TABLE, ConvolutionCall, as_row
 
@@ -25,19 +27,45 @@ OWN = ("workspace_bytes", "gpu", "torch", "cudnn")
 FIELDS = (*(field.name for field in fields(ConvolutionCall)), *OWN)
 
 
+BATCHES = (8, 16, 32, 64, 96, 128, 256)
+SMALL_BATCHES = (1, 2, 4, 8)
+"""Of volumes."""
+
+
+def usual() -> Iterator[tuple[str, Work]]:
+    """Shipped models with usual batch sizes."""
+    images = {
+        "BC-40": lambda: bc.DenseNet(depth=40),
+        "BC-100": bc.DenseNet,
+        "growing": growing.DenseNet,
+        "plain": plain.DenseNet,
+    }
+    for batch in BATCHES:
+        for name, make in images.items():
+            yield f"{name} {batch}", Work(make, (batch, 3, 32, 32))
+        for make in (bc.densenet121, bc.densenet169, bc.densenet161):
+            shape = (batch, 3, 224, 224)
+            yield f"{make.__name__} {batch}", Work(make, shape)
+            yield f"{make.__name__} bf16 {batch}", Work(make, shape, torch.bfloat16)
+            yield f"{make.__name__} bf16 channels-last {batch}", Work(make, shape, torch.bfloat16, channels_last=True)
+        yield f"signal {batch}", Work(signal.DenseNet, (batch, 12, 4096))
+    for batch in SMALL_BATCHES:
+        for side in (48, 64, 96):
+            yield f"volumetric {batch} {side}", Work(volumetric.DenseNet, (batch, 1, side, side, side))
+
+
 def collect() -> list[dict[str, str]]:
     """Rows of the table as it is, and one for each further convolution of the models that are not held out."""
     rows = read()
     known = {tuple(row[field.name] for field in fields(ConvolutionCall)) for row in rows}
-    for name, work in WORKS.items():
-        if work.held_out:
-            continue
-        for variant in VARIANTS:
-            prediction = predict(work.make_model, work.inputs(), amp=work.amp, apply=change_of(variant))
-            new = [as_row(call) for call in prediction.unmeasured if tuple(as_row(call).values()) not in known]
-            known |= {tuple(row.values()) for row in new}
-            rows += [row | dict.fromkeys(OWN, "") for row in new]
-            print(f"{name}, {variant}: {len(new)} new, {len(rows)} in all", flush=True)
+    fitted = [(name, work, variant) for name, work in WORKS.items() if not work.held_out for variant in VARIANTS]
+    for name, work, variant in (*fitted, *((name, work, "fast layer") for name, work in usual())):
+        inputs = tuple(x.to("meta") for x in work.inputs())
+        prediction = predict(work.make_model, inputs, amp=work.amp, apply=change_of(variant))
+        new = [as_row(call) for call in prediction.unmeasured if tuple(as_row(call).values()) not in known]
+        known |= {tuple(row.values()) for row in new}
+        rows += [row | dict.fromkeys(OWN, "") for row in new]
+        print(f"{name}, {variant}: {len(new)} new, {len(rows)} in all", flush=True)
     return sorted(rows, key=lambda row: [row[name] for name in FIELDS[:5]])
 
 
@@ -94,6 +122,7 @@ def main() -> None:
     """Collect or measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", action="store_true", help="add the convolutions that the table lacks")
+    parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     if options.collect:
@@ -105,16 +134,16 @@ def main() -> None:
         "torch": torch.__version__,
         "cudnn": str(torch.backends.cudnn.version()),
     }
-    for number, row in enumerate(rows):
+    todo = [row for row in rows if options.again or not row["workspace_bytes"]]
+    for number, row in enumerate(todo):
         row |= here | {"workspace_bytes": str(workspace_bytes(row))}
         if number % 100 == 0:
-            print(f"{number} of {len(rows)}", flush=True)
+            print(f"{number} of {len(todo)}", flush=True)
             torch.cuda.empty_cache()
     write(rows, options.out)
-    taken = [int(row["workspace_bytes"]) for row in rows]
-    print(
-        f"{len(rows)} measured, {sum(size > 0 for size in taken)} take something, {max(taken) / 2**20:,.1f} MiB at most"
-    )
+    taken = [int(row["workspace_bytes"]) for row in todo]
+    largest = max(taken, default=0) / 2**20
+    print(f"{len(todo)} measured, {sum(size > 0 for size in taken)} take something, {largest:,.1f} MiB at most")
 
 
 if __name__ == "__main__":

@@ -66,12 +66,14 @@ WORKS = {
     "volumetric, large": Work(volumetric.DenseNet, (2, 1, 64, 64, 64)),
     "volumetric, small batch": Work(volumetric.DenseNet, (2, 1, 48, 48, 48)),
     "signal": Work(signal.DenseNet, (64, 12, 4096)),
-    "DenseNet-BC-40": Work(lambda: bc.DenseNet(depth=40), (256, 3, 32, 32), held_out=True),
-    "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (96, 3, 32, 32), held_out=True),
-    "densenet169": Work(bc.densenet169, (24, 3, 224, 224), held_out=True),
-    "densenet121, autocast": Work(bc.densenet121, (48, 3, 192, 192), torch.bfloat16, held_out=True),
-    "growing": Work(growing.DenseNet, (128, 3, 32, 32), held_out=True),
-    "volumetric": Work(volumetric.DenseNet, (4, 1, 48, 48, 48), held_out=True),
+    "volumetric, tiny": Work(volumetric.DenseNet, (4, 1, 48, 48, 48)),
+    "DenseNet-BC-76": Work(lambda: bc.DenseNet(depth=76), (112, 3, 32, 32), held_out=True),
+    "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (80, 3, 32, 32), held_out=True),
+    "densenet169": Work(bc.densenet169, (20, 3, 224, 224), held_out=True),
+    "densenet121, autocast": Work(bc.densenet121, (40, 3, 192, 192), torch.bfloat16, held_out=True),
+    "growing": Work(growing.DenseNet, (112, 3, 32, 32), held_out=True),
+    "volumetric": Work(volumetric.DenseNet, (3, 1, 80, 80, 80), held_out=True),
+    "signal, long": Work(signal.DenseNet, (48, 12, 6000), held_out=True),
 }
 """Changing the input, the model or the dtype of a held-out row keeps it held out; fitting something to it does not."""
 
