@@ -43,7 +43,7 @@ def usual() -> Iterator[tuple[str, Work]]:
     for batch in BATCHES:
         for name, make in images.items():
             yield f"{name} {batch}", Work(make, (batch, 3, 32, 32))
-        for make in (bc.densenet121, bc.densenet169, bc.densenet161):
+        for make in (bc.densenet121, bc.densenet169):
             shape = (batch, 3, 224, 224)
             yield f"{make.__name__} {batch}", Work(make, shape)
             yield f"{make.__name__} bf16 {batch}", Work(make, shape, torch.bfloat16)

@@ -20,7 +20,10 @@ class Driver(Protocol):
         ...
 
     def launch(self, *arguments: Any) -> int:
-        """`cuLaunchKernel`: function, grid, block, shared memory, stream, parameters, extra. 0 if it went well."""
+        """`cuLaunchKernel`: function, grid, block, shared memory, stream, parameters, extra. 0 if it went well.
+
+        Pointers are `ctypes.c_void_p`, which an int would not be taken for.
+        """
         ...
 
     def enter(self, device: int) -> None:
@@ -36,10 +39,8 @@ class _Cuda:
     def __init__(self) -> None:
         library = ctypes.CDLL("libcuda.so.1")
         self._library = library
+        # Without argtypes: converting what lies ready as C types already would take longer than the call.
         self.launch: Any = library.cuLaunchKernel
-        self.launch.argtypes = (
-            [ctypes.c_void_p] + [ctypes.c_uint] * 7 + [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        )
 
     def parameter_sizes(self, function: int) -> list[int] | None:
         describe = getattr(self._library, "cuFuncGetParamInfo", None)

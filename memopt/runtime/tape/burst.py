@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ class Burst:
         # Every parameter in eight bytes of its own, the addresses first.
         self._memory = torch.tensor([0] * len(addresses) + values, dtype=torch.int64, device="cpu")
         self._filled = self._memory[: len(addresses)]
-        self._calls: list[tuple[int, ...]] = []
+        self._stream = ctypes.c_void_p()  # one for all calls, set as they are started
+        self._calls: list[tuple[Any, ...]] = []
         self._arrays: list[object] = []  # what the calls point at
         next_address, next_value = 0, len(addresses)
         for launch in launches:
@@ -42,8 +44,9 @@ class Burst:
                     next_value += 1
             array = (ctypes.c_void_p * len(places))(*(self._memory.data_ptr() + 8 * place for place in places))
             self._arrays.append(array)
-            before = (launch.function, *launch.grid, launch.threads, 1, 1, launch.shared_bytes)
-            self._calls.append((*before, ctypes.addressof(array)))
+            size = (*launch.grid, launch.threads, 1, 1, launch.shared_bytes)
+            array_at = ctypes.c_void_p(ctypes.addressof(array))
+            self._calls.append((ctypes.c_void_p(launch.function), *size, self._stream, array_at, None))
 
     def run(self, stream: int, addresses: torch.Tensor) -> None:
         """Start them all, given the addresses of the buffers (int64, on the CPU).
@@ -52,8 +55,9 @@ class Burst:
             RuntimeError: CUDA refuses a launch.
         """
         torch.index_select(addresses, 0, self._buffers, out=self._filled).add_(self._offsets)
+        self._stream.value = stream
         launch = self._driver.launch
-        for function, x, y, z, threads, one, two, shared_bytes, parameters in self._calls:
-            code = launch(function, x, y, z, threads, one, two, shared_bytes, stream, parameters, None)
+        for call in self._calls:
+            code = launch(*call)
             if code:
                 raise RuntimeError(f"CUDA refused to start a kernel: {self._driver.describe(code)}")

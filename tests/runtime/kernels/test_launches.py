@@ -51,11 +51,13 @@ class Driver:
         return self.sizes
 
     def launch(self, *arguments: Any) -> int:
-        *rest, stream, parameters, _ = arguments
+        function, *sizes, stream, parameters, extra = arguments
+        assert all(type(size) is int for size in sizes)
+        assert extra is None
         places = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
         kinds = (ctypes.c_uint64, ctypes.c_int32, ctypes.c_float, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
         values = [kind.from_address(places[n]).value for n, kind in enumerate(kinds)]  # type: ignore[arg-type]
-        self.launches.append((rest, stream, values))
+        self.launches.append(([function.value, *sizes], stream.value, values))
         return self.code
 
     def enter(self, device: int) -> None: ...
