@@ -72,7 +72,8 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         CaptureError: forward cannot be written as a graph; the message says why and where.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    mode = detect_fake_mode(leaves) or FakeTensorMode()
+    outer_mode = detect_fake_mode(leaves)
+    mode = outer_mode or FakeTensorMode()
     recorder = _Recorder(root)
     with (
         quiet_torch(),
@@ -112,6 +113,9 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
+    if outer_mode is not None:
+        # This step's own parameters were cast, unseen; it shall cast them itself, when eager would.
+        torch.clear_autocast_cache()
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
 

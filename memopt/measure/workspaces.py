@@ -6,7 +6,7 @@ is taken for as hungry as the measured one that is most like it, in proportion t
 Note: [Upper bound]
 Most of what cuDNN takes are copies of the operands in another layout, and partial sums of weight gradients, which are
 limited by what a device computes at a time. No row of the table needs more than 4/3 of its operands and 64 MiB, nor
-more than 8 times its operands.
+more than 8 times its operands; of volumes, than twice its operands and 64 MiB, nor than 10 times its operands.
 """
 
 import csv
@@ -63,7 +63,8 @@ class ConvolutionCall:
     @property
     def bound_bytes(self) -> int:
         """See Note: [Upper bound]."""
-        return min(4 * self.operands_bytes // 3 + 64 * 2**20, 8 * self.operands_bytes)
+        thirds, times = (6, 10) if len(_sizes(self.input)) == 5 else (4, 8)
+        return min(thirds * self.operands_bytes // 3 + 64 * 2**20, times * self.operands_bytes)
 
 
 def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[ConvolutionCall, ...]:

@@ -1,4 +1,5 @@
 import csv
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import memopt
 from densenet_models.bc import DenseNet
 from memopt.measure import GPU, PredictionError, measure_step, predict_step
 from memopt.measure.predict import make_fake, predict
+from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -98,6 +100,20 @@ def test_recording_forward_is_no_memory_of_the_step() -> None:
     files = {Path(origin.code.co_filename).parent.name for origin in origins if origin.code is not None}
     assert "ops" in files  # of the runtime
     assert "capture" not in files
+
+
+def test_recording_forward_casts_nothing_for_the_step() -> None:
+    # Autocast keeps casts of parameters, and would hand the step those that the recording made unseen.
+    x = (torch.empty(4, 3, 16, 16, device="meta"),)
+    trace = predict(lambda: DenseNet(depth=10), x, amp=torch.bfloat16, apply=memopt.apply).trace
+    begins, ends = ([at for name, at in trace.marks if name == moment] for moment in (FORWARD_BEGINS, BACKWARD_BEGINS))
+    first, last = (
+        Counter(str(trace.origins[event.number]) for event in trace.events[begin:end] if event.size_bytes)
+        for begin, end in zip(begins, ends, strict=True)
+    )
+    casts = Counter({origin: count for origin, count in last.items() if "_to_copy" in origin})
+    assert casts.total() > 10
+    assert casts <= first
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
