@@ -81,7 +81,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         # What a recording runs is no step of the user's: nothing that counts operators or memory may see it.
         _disable_current_modes(),
         refusing_side_effects(root),
-        fake_state(root, mode) as names,
+        fake_state(root, mode, leaves) as names,
         recording(recorder),
     ):
         recorder.state_names = names

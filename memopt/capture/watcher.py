@@ -1,13 +1,32 @@
 """What the operations beneath one recorded call do: draw random numbers, write to memory, read an input twice."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, disable_fake_tensor_cache
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memopt.capture.shapes import shape_rule
+
 _MOST_NODES = 50
+
+
+class _Operator(NamedTuple):
+    """What is known of an operator beforehand: the arguments that it writes to, and how its result is made quickly."""
+
+    is_random: bool
+    writes: tuple[tuple[int, str], ...]
+    rule: Callable[..., Any] | None
+
+
+@cache
+def _known(func: Any) -> _Operator:
+    arguments = enumerate(func._schema.arguments)
+    writes = tuple((n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    return _Operator(torch.Tag.nondeterministic_seeded in func.tags, writes, shape_rule(func))
 
 
 class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -20,12 +39,13 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        self._random |= torch.Tag.nondeterministic_seeded in func.tags
-        if func._schema.is_mutable:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-            for argument in func._schema.arguments:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._written |= _storages(given.get(argument.name))
+        operator = _known(func)
+        self._random |= operator.is_random
+        for position, name in operator.writes:
+            self._written |= _storages(args[position] if position < len(args) else kwargs.get(name))
+        made = None if operator.rule is None or kwargs else operator.rule(*args)
+        if made is not None:
+            return made
         if func is torch.ops.aten.cat.default and isinstance(args[0][0], FakeTensor):
             # Results of fake operators are cached under all that they read: a key as long as the list, which never
             # comes again. In a dense block that is quadratic in the depth, in time and in memory.
