@@ -9,8 +9,8 @@ as much as in the kernels, but not in most seeds.
 import copy
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -140,32 +140,58 @@ def measure_distance(
     seeds: int = SEEDS,
 ) -> Distance:
     """The distances that `check_bound` judges."""
+    with measuring_distance(naive_model, rewritten_model, batch, amp=amp) as distance:
+        return distance(seeds)
+
+
+@contextmanager
+def measuring_distance(
+    naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, *, amp: torch.dtype | None = None
+) -> Iterator[Callable[[int], Distance]]:
+    """A function that tells the distance over so many seeds; asked for more, it runs only those that are new."""
     with put_back(rewritten_model):
         copy_state(naive_model, rewritten_model)
-        return _measured(naive_model, rewritten_model, batch, amp, seeds)
+        yield _Runs(naive_model, rewritten_model, batch, amp).distance
 
 
-def _measured(
-    naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, amp: torch.dtype | None, seeds: int
-) -> Distance:
-    device = next(naive_model.parameters()).device
-    ratios: list[dict[str, float]] = []
-    wide_model = copy.deepcopy(naive_model).double()
-    buffers = 0.0
-    for seed in range(seeds):
-        inputs = _another(batch, seed, device)
+class _Runs:
+    """Three models trained a step with each seed: the untouched one, the same in float64, the rewritten one."""
+
+    def __init__(
+        self, naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, amp: torch.dtype | None
+    ) -> None:
+        self._naive, self._rewritten, self._batch, self._amp = naive_model, rewritten_model, batch, amp
+        self._wide: nn.Module | None = None
+        self._device = next(naive_model.parameters()).device
+        self._ratios: list[dict[str, float]] = []
+        self._buffers_apart = 0.0
+
+    def distance(self, seeds: int) -> Distance:
+        """Over the first so many seeds."""
+        for seed in range(len(self._ratios), seeds):
+            self._run(seed)
+        median = {name: statistics.median(ratio[name] for ratio in self._ratios) for name in self._ratios[0]}
+        outputs, gradients, buffers = (median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS))
+        each = torch.tensor(list(median.values()), dtype=torch.float64)
+        worst = each.quantile(0.95, interpolation="lower").item()
+        middle, on_cpu = each.quantile(0.5).item(), self._device.type == "cpu"
+        return Distance(outputs, gradients, middle, worst, buffers, self._buffers_apart, on_cpu)
+
+    def _run(self, seed: int) -> None:
+        inputs = _another(self._batch, seed, self._device)
+        draws = _SameDraws()
+        # Eager first: where its step does not fit in memory, nothing else need be tried or copied.
+        eager = _Trained(self._naive, inputs, self._amp, seed, draws)
+        # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
+        mode = draws if draws.any else None
+        if self._wide is None:
+            self._wide = copy.deepcopy(self._naive).double()
         wide = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-        exact = _Trained(wide_model, wide, None, seed)
-        eager = _Trained(naive_model, inputs, amp, seed)
-        fused = _Trained(rewritten_model, inputs, amp, seed)
-        ratios.append(_ratios(exact, eager, fused))
-        pairs = ((eager.buffers[name], fused.buffers[name]) for name in eager.buffers)
-        buffers = max([buffers, *(_relative(a, b) for a, b in pairs)])
-    median = {name: statistics.median(ratio[name] for ratio in ratios) for name in ratios[0]}
-    totals = [median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS)]
-    each = torch.tensor(list(median.values()), dtype=torch.float64)
-    worst = each.quantile(0.95, interpolation="lower").item()
-    return Distance(totals[0], totals[1], each.quantile(0.5).item(), worst, totals[2], buffers, device.type == "cpu")
+        exact = _Trained(self._wide, wide, None, seed, mode)
+        fused = _Trained(self._rewritten, inputs, self._amp, seed, mode)
+        self._ratios.append(_ratios(exact, eager, fused))
+        apart = (_relative(eager.buffers[name], fused.buffers[name]) for name in eager.buffers)
+        self._buffers_apart = max([self._buffers_apart, *apart])
 
 
 _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
@@ -174,10 +200,12 @@ _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
 class _Trained:
     """Outputs, gradients and buffers of one training step, and none of its memory."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int, draws: "_SameDraws | None"
+    ) -> None:
         device = next(model.parameters()).device
-        draws: Any = _SameDraws()  # type: ignore[no-untyped-call]
-        with put_back(model), seeded(seed, device), draws:
+        mode: Any = draws or nullcontext()
+        with put_back(model), seeded(seed, device), mode:
             outputs, loss = forward_and_loss(model, inputs, amp)
             loss.backward()  # type: ignore[no-untyped-call]
             self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
@@ -191,12 +219,21 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random masks of dropout that do not depend on the dtype they are drawn for."""
+    """Random masks of dropout that do not depend on the dtype they are drawn for.
+
+    Attributes:
+        any: random numbers were drawn, of whatever kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.any = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         aten = torch.ops.aten
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags
         if func is aten.bernoulli_.float:
             tensor, p = args[0], args[1] if len(args) > 1 else 0.5
             return tensor.copy_(torch.rand(tensor.shape, device=tensor.device) < p)
