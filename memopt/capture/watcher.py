@@ -68,11 +68,11 @@ def reads_once(result: Any, arguments: Any) -> bool:
     if not isinstance(result, torch.Tensor) or result.grad_fn is None:
         return True
     given: dict[Any, int] = {}
-    for tensor in pytree.tree_leaves(arguments):
-        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-            with torch._C.DisableTorchFunction():  # it calls view_as, which is no part of forward
-                node, number, *_ = torch.autograd.graph.get_gradient_edge(tensor)
-            given[node, number] = given.get((node, number), 0) + 1
+    with torch._C.DisableTorchFunction():  # a leaf's edge is found by a view_as, which is no part of forward
+        for tensor in pytree.tree_leaves(arguments):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                edge = _edge(tensor)
+                given[edge] = given.get(edge, 0) + 1
     sources = {node for node, _ in given}
     todo: list[Any] = [result.grad_fn]
     seen: set[Any] = {result.grad_fn}
@@ -85,6 +85,13 @@ def reads_once(result: Any, arguments: Any) -> bool:
                 seen.add(edge[0])
                 todo.append(edge[0])
     return not todo and all(count >= 0 for count in given.values())
+
+
+def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
+    node = tensor.grad_fn
+    if node is None:
+        node, *_ = torch.autograd.graph.get_gradient_edge(tensor)
+    return node, tensor.output_nr
 
 
 def _storages(value: Any) -> set[int]:
