@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.errors import EquivalenceError
 from memopt.ir import ChainReport, Explanation, waits_for_others
-from memopt.measure.bound import SEEDS, measuring_distance, without_tf32
+from memopt.measure.bound import SEEDS, OverSeeds, measuring_distance, without_tf32
 from memopt.measure.compare import CHECK_SAMPLES, first_samples
 from memopt.measure.equivalence import check_equivalence
 from memopt.measure.memory import is_out_of_memory
@@ -167,7 +167,8 @@ class _Trial:
     def _compare(self, naive: nn.Module, rewritten: nn.Module, batches: tuple[Inputs, ...]) -> str | None:
         """What differs first, if anything does."""
         if self.fused:
-            return next((far for batch in batches if (far := _too_far(naive, rewritten, batch)) is not None), None)
+            with without_tf32(), measuring_distance(naive, rewritten) as of:
+                return next((far for batch in batches if (far := _too_far(of(batch))) is not None), None)
         result = check_equivalence(naive, rewritten, batches, steps=len(batches))
         return None if result.passed else next(iter(result.differing), "its outputs")
 
@@ -186,12 +187,11 @@ class _Trial:
         return () if passed else self.copies.explain(rewritten).rewritten
 
 
-def _too_far(naive: nn.Module, rewritten: nn.Module, batch: Inputs) -> str | None:
+def _too_far(distance: OverSeeds) -> str | None:
     """How far fused numbers are from float64, if that is too far: with one seed, and if so with all of them."""
-    with without_tf32(), measuring_distance(naive, rewritten, batch) as distance:
-        if distance(1).within_bound or distance(SEEDS).within_bound:
-            return None
-        return str(distance(SEEDS))
+    if distance(1).within_bound or distance(SEEDS).within_bound:
+        return None
+    return str(distance(SEEDS))
 
 
 def _first_that_fits(whole: _Trial, small: _Trial, few: Inputs) -> tuple[_Trial, str | None]:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -140,29 +141,43 @@ def measure_distance(
     seeds: int = SEEDS,
 ) -> Distance:
     """The distances that `check_bound` judges."""
-    with measuring_distance(naive_model, rewritten_model, batch, amp=amp) as distance:
-        return distance(seeds)
+    with measuring_distance(naive_model, rewritten_model, amp=amp) as of:
+        return of(batch)(seeds)
+
+
+OverSeeds = Callable[[int], Distance]
+"""The distance over so many seeds. Asked for more, it runs only those that are new."""
 
 
 @contextmanager
 def measuring_distance(
-    naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, *, amp: torch.dtype | None = None
-) -> Iterator[Callable[[int], Distance]]:
-    """A function that tells the distance over so many seeds; asked for more, it runs only those that are new."""
+    naive_model: nn.Module, rewritten_model: nn.Module, *, amp: torch.dtype | None = None
+) -> Iterator[Callable[[Inputs], OverSeeds]]:
+    """A function that measures batches one by one, as `measure_distance` does."""
     with put_back(rewritten_model):
         copy_state(naive_model, rewritten_model)
-        yield _Runs(naive_model, rewritten_model, batch, amp).distance
+        models = _Models(naive_model, rewritten_model, amp)
+        yield lambda batch: _Runs(models, batch).distance
+
+
+class _Models:
+    """The untouched model, the rewritten one, and the untouched one in float64."""
+
+    def __init__(self, naive: nn.Module, rewritten: nn.Module, amp: torch.dtype | None) -> None:
+        self.naive, self.rewritten, self.amp = naive, rewritten, amp
+        self.device = next(naive.parameters()).device
+
+    @cached_property
+    def wide(self) -> nn.Module:
+        """Made when it is first needed: where eager's own step does not fit in memory, it is not."""
+        return copy.deepcopy(self.naive).double()
 
 
 class _Runs:
-    """Three models trained a step with each seed: the untouched one, the same in float64, the rewritten one."""
+    """The three models trained a step on a batch with each seed."""
 
-    def __init__(
-        self, naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, amp: torch.dtype | None
-    ) -> None:
-        self._naive, self._rewritten, self._batch, self._amp = naive_model, rewritten_model, batch, amp
-        self._wide: nn.Module | None = None
-        self._device = next(naive_model.parameters()).device
+    def __init__(self, models: _Models, batch: Inputs) -> None:
+        self._models, self._batch = models, batch
         self._ratios: list[dict[str, float]] = []
         self._buffers_apart = 0.0
 
@@ -174,21 +189,18 @@ class _Runs:
         outputs, gradients, buffers = (median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS))
         each = torch.tensor(list(median.values()), dtype=torch.float64)
         worst = each.quantile(0.95, interpolation="lower").item()
-        middle, on_cpu = each.quantile(0.5).item(), self._device.type == "cpu"
+        middle, on_cpu = each.quantile(0.5).item(), self._models.device.type == "cpu"
         return Distance(outputs, gradients, middle, worst, buffers, self._buffers_apart, on_cpu)
 
     def _run(self, seed: int) -> None:
-        inputs = _another(self._batch, seed, self._device)
+        models, inputs = self._models, _another(self._batch, seed, self._models.device)
         draws = _SameDraws()
-        # Eager first: where its step does not fit in memory, nothing else need be tried or copied.
-        eager = _Trained(self._naive, inputs, self._amp, seed, draws)
+        eager = _Trained(models.naive, inputs, models.amp, seed, draws)
         # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
         mode = draws if draws.any else None
-        if self._wide is None:
-            self._wide = copy.deepcopy(self._naive).double()
         wide = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-        exact = _Trained(self._wide, wide, None, seed, mode)
-        fused = _Trained(self._rewritten, inputs, self._amp, seed, mode)
+        exact = _Trained(models.wide, wide, None, seed, mode)
+        fused = _Trained(models.rewritten, inputs, models.amp, seed, mode)
         self._ratios.append(_ratios(exact, eager, fused))
         buffers = ([run.buffers[name] for name in eager.buffers] for run in (eager, fused))
         self._buffers_apart = max(self._buffers_apart, _largest_relative(*buffers))

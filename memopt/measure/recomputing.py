@@ -177,7 +177,6 @@ class _Again:
             self._latest.popitem(last=False)
         return made
 
-
     def _tensors(self, values: Any) -> Any:
         """A list of arguments, with tensors in place of values; a concat's are many, so no tree is built of them."""
         if isinstance(values, (_Kept, _Computed)):
