@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, disable_fake_tensor_cache
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memopt.capture.calls import tensors_in
 from memopt.capture.shapes import shape_rule
 
 _MOST_NODES = 50
@@ -60,7 +61,7 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return noted
 
 
-def reads_once(result: Any, arguments: Any) -> bool:
+def reads_once(result: Any, arguments: tuple[Any, ...]) -> bool:
     """Whether a call reads each tensor it is given no more often than it is given it.
 
     Else its gradient is a sum, which autograd adds up term by term among those of other readers.
@@ -69,8 +70,8 @@ def reads_once(result: Any, arguments: Any) -> bool:
         return True
     given: dict[Any, int] = {}
     with torch._C.DisableTorchFunction():  # a leaf's edge is found by a view_as, which is no part of forward
-        for tensor in pytree.tree_leaves(arguments):
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+        for tensor in tensors_in(arguments):
+            if tensor.requires_grad:
                 edge = _edge(tensor)
                 given[edge] = given.get(edge, 0) + 1
     sources = {node for node, _ in given}

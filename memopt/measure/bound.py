@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from memopt.measure.draws import SameDraws
 from memopt.measure.equivalence import Equivalence, check_equivalence, copy_state, put_back
 from memopt.measure.step import Inputs, forward_and_loss, seeded
 
@@ -194,7 +194,7 @@ class _Runs:
 
     def _run(self, seed: int) -> None:
         models, inputs = self._models, _another(self._batch, seed, self._models.device)
-        draws = _SameDraws()
+        draws = SameDraws()
         eager = _Trained(models.naive, inputs, models.amp, seed, draws)
         # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
         mode = draws if draws.any else None
@@ -213,47 +213,27 @@ class _Trained:
     """Outputs, gradients and buffers of one training step, and none of its memory."""
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int, draws: "_SameDraws | None"
+        self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int, draws: SameDraws | None
     ) -> None:
         device = next(model.parameters()).device
-        mode: Any = draws or nullcontext()
-        with put_back(model), seeded(seed, device), mode:
-            outputs, loss = forward_and_loss(model, inputs, amp)
-            loss.backward()  # type: ignore[no-untyped-call]
+        with put_back(model), seeded(seed, device):
+            with _under(draws):
+                outputs, loss = forward_and_loss(model, inputs, amp)
+            # The backward of a concat is an operator for each of its parts: a mode is slow where it has nothing to do.
+            with _under(draws if draws is not None and draws.any else None):
+                loss.backward()  # type: ignore[no-untyped-call]
             self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
             # No copies, `put_back` leaves them to us; and not widened before they are compared: they are large.
             self.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             self.buffers = {n: _wide(b) for n, b in model.named_buffers()}
 
 
+def _under(mode: Any) -> Any:
+    return nullcontext() if mode is None else mode
+
+
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(torch.float64, copy=True)
-
-
-class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random masks of dropout that do not depend on the dtype they are drawn for.
-
-    Attributes:
-        any: random numbers were drawn, of whatever kind.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.any = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        aten = torch.ops.aten
-        self.any |= torch.Tag.nondeterministic_seeded in func.tags
-        if func is aten.bernoulli_.float:
-            tensor, p = args[0], args[1] if len(args) > 1 else 0.5
-            return tensor.copy_(torch.rand(tensor.shape, device=tensor.device) < p)
-        if func is aten.native_dropout.default and args[2]:
-            x, p = args[0], args[1]
-            mask = torch.rand(x.shape, device=x.device) < 1.0 - p
-            return x * mask / (1.0 - p), mask
-        return func(*args, **(kwargs or {}))
 
 
 def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
