@@ -51,9 +51,11 @@ class Copies:
 def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     """Train copies side by side: in the model's mode on two batch sizes, and in eval mode.
 
+    Bits are compared, or where some of the model runs on fused kernels, distances from float64: with one seed, or with
+    all of them if that one is in doubt.
+
     Where a step of the untouched model does not fit in memory, again with a copy of it that computes its activations
-    again in backward (`memopt.measure.recomputing`), whose bits are the same: in the model's mode, on one batch size,
-    and where numbers are judged by float64 with one seed, or with all of them if that one is in doubt.
+    again in backward (`memopt.measure.recomputing`), whose bits are the same: in the model's mode, on one batch size.
 
     Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
 
