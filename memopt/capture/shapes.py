@@ -108,20 +108,20 @@ def _concat(tensors: list[Any], dim: int = 0) -> torch.Tensor | None:
 
 
 def _relu(x: Any) -> torch.Tensor | None:
-    channels_last = _is_channels_last(x) if type(x) is FakeTensor else None
-    if channels_last is None:
+    if _in_place(x) is None:
         return None
     size = tuple(x.shape)
-    return make_fake(x.fake_mode, size, strides_of(size, channels_last), x.dtype, x.fake_device)
+    return make_fake(x.fake_mode, size, strides_of(size, bool(_is_channels_last(x))), x.dtype, x.fake_device)
 
 
-def _relu_in_place(x: Any) -> torch.Tensor | None:
-    return x if type(x) is FakeTensor and x.constant is None else None
+def _in_place(x: Any) -> torch.Tensor | None:
+    ordinary = type(x) is FakeTensor and x.constant is None and _is_channels_last(x) is not None
+    return x if ordinary and x.dtype != torch.bool and not x.dtype.is_complex else None
 
 
-def _add_number_in_place(x: Any, other: Any) -> torch.Tensor | None:
+def _add_in_place(x: Any, other: Any) -> torch.Tensor | None:
     """As a norm counts its batches."""
-    return _relu_in_place(x) if type(other) is int and not x.dtype.is_complex and x.dtype != torch.bool else None
+    return _in_place(x) if type(other) is int else None
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
@@ -129,6 +129,6 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.cudnn_batch_norm.default: _cudnn_batch_norm,
     _aten.cat.default: _concat,
     _aten.relu.default: _relu,
-    _aten.relu_.default: _relu_in_place,
-    _aten.add_.Tensor: _add_number_in_place,
+    _aten.relu_.default: _in_place,
+    _aten.add_.Tensor: _add_in_place,
 }

@@ -117,6 +117,11 @@ def test_torch_is_asked_about_whatever_is_unusual() -> None:
     ):
         assert concat([x, *others], 1) is None
     assert concat([x], 4) is None
+    for unusual in (turned, fake(2, dtype=torch.bool), fake(2, dtype=torch.complex64), fake(0)):
+        for func, *rest in ((aten.relu.default,), (aten.relu_.default,), (aten.add_.Tensor, 1)):
+            rule = shape_rule(func)
+            assert rule is not None
+            assert rule(unusual, *rest) is None
     assert norm(turned, each, each, each, each, True, 0.1, 1e-5) is None
     assert norm(x, fake(4), each, each, each, True, 0.1, 1e-5) is None
     assert norm(fake(1, 3, 1, 1), each, each, each, each, True, 0.1, 1e-5) is None
