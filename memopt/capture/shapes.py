@@ -85,6 +85,36 @@ def _cudnn_batch_norm(*args: Any) -> tuple[torch.Tensor, ...] | None:
     return None if made is None else (*made, make_fake(x.fake_mode, (0,), (1,), torch.uint8, x.fake_device))
 
 
+def _convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    _: list[int],
+    groups: int,
+) -> torch.Tensor | None:
+    """Where channels lie last, what a library is asked for decides how its result lies."""
+    given = [x, weight] if bias is None else [x, weight, bias]
+    if transposed or not _are_alike(given) or x.fake_device.type not in ("cpu", "cuda") or x.dim() not in (4, 5):
+        return None
+    usual = _is_channels_last(x) is False and _is_channels_last(weight) is False and x.dtype.is_floating_point
+    if not usual or x.dim() != weight.dim() or any(t.dtype != x.dtype for t in given):
+        return None
+    (count, channels, *extents), (made, read, *kernel) = x.shape, weight.shape
+    if read * groups != channels or made % groups or (bias is not None and tuple(bias.shape) != (made,)):
+        return None
+    if not len(stride) == len(padding) == len(dilation) == len(extents):
+        return None
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
+        return None
+    each = zip(extents, kernel, stride, padding, dilation, strict=True)
+    size = (count, made, *((e + 2 * p - d * (k - 1) - 1) // s + 1 for e, k, s, p, d in each))
+    return make_fake(x.fake_mode, size, strides_of(size), x.dtype, x.fake_device) if min(size) > 0 else None
+
+
 def _concat(tensors: list[Any], dim: int = 0) -> torch.Tensor | None:
     if not tensors or not _are_alike(tensors):
         return None
@@ -127,6 +157,7 @@ def _add_in_place(x: Any, other: Any) -> torch.Tensor | None:
 _RULES: dict[Any, Callable[..., Any]] = {
     _aten.native_batch_norm.default: _batch_norm,
     _aten.cudnn_batch_norm.default: _cudnn_batch_norm,
+    _aten.convolution.default: _convolution,
     _aten.cat.default: _concat,
     _aten.relu.default: _relu,
     _aten.relu_.default: _in_place,

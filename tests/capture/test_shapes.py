@@ -74,6 +74,32 @@ def test_batch_norms_are_made_as_torch_makes_them(device: torch.device, dtype: t
     assert ruled > 150
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_convolutions_are_made_as_torch_makes_them(device: torch.device, dtype: torch.dtype) -> None:
+    mode, ruled = FakeTensorMode(), 0
+    for x in _images(mode, dtype, device):
+        rank = x.dim() - 2
+        for made, kernel, stride, padding, dilation, groups in (
+            (4, 1, 1, 0, 1, 1),
+            (1, 1, 1, 0, 1, 1),
+            (6, 3, 1, 1, 1, 1),
+            (6, 3, 2, 1, 1, 3),
+            (3, 3, 1, 1, 1, 3),
+            (2, 2, 2, 0, 1, 1),
+            (2, 3, 1, 2, 2, 1),
+        ):
+            size = (made, max(x.shape[1] // groups, 1), *[kernel] * rank)
+            weight, bias = (
+                make_fake(mode, size, strides_of(size), dtype, device),
+                make_fake(mode, (made,), (1,), dtype, device),
+            )
+            settings = ([stride] * rank, [padding] * rank, [dilation] * rank, False, [0] * rank, groups)
+            for given in (bias, None):
+                ruled += _assert_as_torch(mode, aten.convolution.default, x, weight, given, *settings)
+    assert ruled > 100
+
+
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_concats_and_activations_are_made_as_torch_makes_them(device: torch.device) -> None:
     mode, ruled = FakeTensorMode(), 0
@@ -103,9 +129,12 @@ def test_torch_is_asked_about_whatever_is_unusual() -> None:
     x, each = fake(2, 3, 4, 4), fake(3)
     with mode:
         turned = x.transpose(2, 3)
-    concat, norm = shape_rule(aten.cat.default), shape_rule(aten.native_batch_norm.default)
+    concat, norm, convolution = (
+        shape_rule(func) for func in (aten.cat.default, aten.native_batch_norm.default, aten.convolution.default)
+    )
     assert concat is not None
     assert norm is not None
+    assert convolution is not None
 
     for others in (
         [turned],
@@ -117,6 +146,14 @@ def test_torch_is_asked_about_whatever_is_unusual() -> None:
     ):
         assert concat([x, *others], 1) is None
     assert concat([x], 4) is None
+    for image, weight, padding in (
+        (turned, fake(2, 3, 1, 1), 0),
+        (x, fake(2, 2, 1, 1), 0),
+        (x, fake(2, 3, 5, 5), 0),
+        (x, fake(2, 3, 1, 1), -1),
+        (x, fake(2, 3, 1, 1, dtype=torch.float64), 0),
+    ):
+        assert convolution(image, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1) is None
     for unusual in (turned, fake(2, dtype=torch.bool), fake(2, dtype=torch.complex64), fake(0)):
         for func, *rest in ((aten.relu.default,), (aten.relu_.default,), (aten.add_.Tensor, 1)):
             rule = shape_rule(func)
