@@ -4,7 +4,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.errors import EquivalenceError
 from memopt.ir import ChainReport, Explanation, waits_for_others
-from memopt.measure.bound import SEEDS, check_bound, measure_distance, without_tf32
+from memopt.measure.bound import SEEDS, OverSeeds, measuring_distance, without_tf32
 from memopt.measure.compare import CHECK_SAMPLES, first_samples
 from memopt.measure.equivalence import check_equivalence
 from memopt.measure.memory import is_out_of_memory
@@ -51,9 +51,11 @@ class Copies:
 def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     """Train copies side by side: in the model's mode on two batch sizes, and in eval mode.
 
+    Bits are compared, or where some of the model runs on fused kernels, distances from float64: with one seed, or with
+    all of them if that one is in doubt.
+
     Where a step of the untouched model does not fit in memory, again with a copy of it that computes its activations
-    again in backward (`memopt.measure.recomputing`), whose bits are the same: in the model's mode, on one batch size,
-    and where numbers are judged by float64 with one seed, or with all of them if that one is in doubt.
+    again in backward (`memopt.measure.recomputing`), whose bits are the same: in the model's mode, on one batch size.
 
     Not where other processes take part, who may not be verifying now: this one would wait for them for ever.
 
@@ -72,9 +74,11 @@ def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     if waits is not None:
         return f"Not verified: {waits} would wait for the other processes."
     fused = any(report.numerics == "fast" for report in copies.explain(model).chains)
-    whole, small = _Trial(copies, fused), _Trial(_in_little_memory(copies), fused, small=True)
+    first = [copies.naive()]
+    reusing = replace(copies, naive=lambda: first.pop() if first else copies.naive())
+    whole, small = _Trial(reusing, fused), _Trial(_in_little_memory(copies), fused, small=True)
     try:
-        with _nothing_of_the_users(copies):
+        with _nothing_of_the_users(first[0]):
             trial, differing = _first_that_fits(whole, small, first_samples(inputs, CHECK_SAMPLES))
     except StepError as error:
         return f"Not verified: no training step can be made of this model ({error})."
@@ -121,14 +125,14 @@ def _in_little_memory(copies: Copies) -> Copies:
 
 
 @contextmanager
-def _nothing_of_the_users(copies: Copies) -> Iterator[None]:
+def _nothing_of_the_users(naive: nn.Module) -> Iterator[None]:
     """Python values and random numbers are put back, and checkpoints looked through, as memopt does.
 
     A checkpoint updates running statistics a second time when it recomputes, which no rewritten model does.
     """
     state = random.getstate()
     try:
-        with keeping_python_values(copies.naive()), through_checkpoints(), torch.enable_grad():
+        with keeping_python_values(naive), through_checkpoints(), torch.enable_grad():
             yield
     finally:
         random.setstate(state)
@@ -150,35 +154,24 @@ class _Trial:
 
     def difference(self, few: Inputs) -> str | None:
         """The first tensor and the first chain that differ, in training or in eval mode; None if none does."""
-        copies, few = self.copies, _smaller(self.copies, few)
-        for batches, training in (((few,) if self.small else (few, _one_more(few)), None), ((few,), False)):
-            naive, rewritten = copies.naive(), copies.rewritten(None)
-            if training is not None:
-                if self.small or not naive.training:
-                    continue  # compared already, or not at all
-                naive, rewritten = naive.eval(), rewritten.eval()
-            differing = self._compare(naive, rewritten, batches)
-            if differing is not None:
-                mode = "" if naive.training else " in eval mode"
-                count = len(copies.explain(rewritten).rewritten)
-                del naive, rewritten
-                return f"{differing}{mode}. {_place(self._first_differing_chains(few, count))}"
-        return None
+        few = _smaller(self.copies, few)
+        naive, rewritten = self.copies.naive(), self.copies.rewritten(None)
+        differing = self._compare(naive, rewritten, (few,) if self.small else (few, _one_more(few)))
+        if differing is None and naive.training and not self.small:
+            differing = self._compare(naive.eval(), rewritten.eval(), (few,))
+        if differing is None:
+            return None
+        mode = "" if naive.training else " in eval mode"
+        count = len(self.copies.explain(rewritten).rewritten)
+        del naive, rewritten
+        return f"{differing}{mode}. {_place(self._first_differing_chains(few, count))}"
 
     def _compare(self, naive: nn.Module, rewritten: nn.Module, batches: tuple[Inputs, ...]) -> str | None:
         """What differs first, if anything does."""
-        if self.fused and self.small:
-            with without_tf32():
-                for seeds in (1, SEEDS):
-                    distance = measure_distance(naive, rewritten, batches[0], seeds=seeds)
-                    if distance.within_bound:
-                        return None
-            return str(distance)
-        repeat_eager = False if self.fused else None
-        result = check_equivalence(naive, rewritten, batches, steps=len(batches), repeat_eager=repeat_eager)
-        if self.fused and not result.passed:
-            with without_tf32():
-                result = check_bound(naive, rewritten, batches[0])
+        if self.fused:
+            with without_tf32(), measuring_distance(naive, rewritten) as of:
+                return next((far for batch in batches if (far := _too_far(of(batch))) is not None), None)
+        result = check_equivalence(naive, rewritten, batches, steps=len(batches))
         return None if result.passed else next(iter(result.differing), "its outputs")
 
     def _first_differing_chains(self, few: Inputs, count: int) -> tuple[ChainReport, ...]:
@@ -194,6 +187,13 @@ class _Trial:
         rewritten = self.copies.rewritten(slice(right, wrong))
         passed = self._compare(self.copies.naive(), rewritten, (few,)) is None
         return () if passed else self.copies.explain(rewritten).rewritten
+
+
+def _too_far(distance: OverSeeds) -> str | None:
+    """How far fused numbers are from float64, if that is too far: with one seed, and if so with all of them."""
+    if distance(1).within_bound or distance(SEEDS).within_bound:
+        return None
+    return str(distance(SEEDS))
 
 
 def _first_that_fits(whole: _Trial, small: _Trial, few: Inputs) -> tuple[_Trial, str | None]:

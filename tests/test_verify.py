@@ -1,8 +1,9 @@
 """Verification where a whole step of the untouched model does not fit in memory."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -122,3 +123,30 @@ def test_fused_numbers_are_judged_by_float64_in_little_memory(monkeypatch: pytes
     monkeypatch.setattr(backward, "finish_norm", lambda *args: finish(*args[:4], args[4] + 1, *args[5:]))
     with little_memory(KEEPS_TOO_MUCH), pytest.raises(memopt.EquivalenceError, match="in units of eager's own"):
         memopt.apply(bc.DenseNet(depth=40), example_inputs=images(size=32), config=config)
+
+
+def test_fused_numbers_are_judged_on_both_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = backward.finish_norm
+
+    def wrong_for_three_samples(*args: Any) -> None:
+        finish(*args[:4], args[4] + (args[4] % 3 == 0), *args[5:])
+
+    monkeypatch.setattr(backward, "finish_norm", wrong_for_three_samples)
+    with pytest.raises(memopt.EquivalenceError, match="in units of eager's own"):
+        memopt.apply(bc.DenseNet(depth=40), example_inputs=images(size=32), config=memopt.Config(numerics="fast"))
+
+
+@pytest.mark.parametrize(("numerics", "copies"), [("exact", 2), ("fast", 4)])
+def test_few_copies_are_made(numerics: Literal["exact", "fast"], copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The untouched and the rewritten one serve all comparisons; one in float64 for each mode joins them."""
+    made: list[type] = []
+    deepcopy = copy.deepcopy
+
+    def counting(value: Any, *memo: Any) -> Any:
+        if isinstance(value, bc.DenseNet):
+            made.append(type(value))
+        return deepcopy(value, *memo)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
+    memopt.apply(bc.DenseNet(depth=16), example_inputs=images(size=16), config=memopt.Config(numerics=numerics))
+    assert len(made) == copies

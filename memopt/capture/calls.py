@@ -24,6 +24,19 @@ def enclosed(function: Any) -> list[Any]:
     return [cell.cell_contents for cell in cells if cell != CellType()]
 
 
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Every tensor among the arguments of a call, in order. A concat's are many, and are not taken for a tree."""
+    found: list[torch.Tensor] = []
+    for value in values.values() if type(values) is dict else values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif type(value) in (list, tuple, dict):
+            found += tensors_in(value)
+        elif value is not None:
+            found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return found
+
+
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor or a list, tuple or dict with one in it."""
     if isinstance(value, torch.Tensor):
@@ -42,7 +55,7 @@ def is_mutation(name: str, kwargs: dict[str, Any]) -> bool:
 
 def versions(values: Any) -> dict[int, int]:
     """How often each of the tensors in `values` was written to so far, by its id."""
-    return {id(leaf): leaf._version for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)}
+    return {id(tensor): tensor._version for tensor in tensors_in(values)}
 
 
 def overwritten(node: fx.Node, before: dict[int, int]) -> list[fx.Node]:

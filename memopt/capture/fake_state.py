@@ -1,5 +1,6 @@
 """Fake stand-ins for a module's parameters and buffers while its forward is recorded."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +10,27 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from memopt.capture.places import where_used
+from memopt.capture.shapes import make_fake
 from memopt.errors import CaptureError
 from memopt.ir import is_in_pieces, sharding_policy
 
 
-def fake_of(tensor: torch.Tensor, mode: FakeTensorMode, whole_dtype: torch.dtype | None = None) -> torch.Tensor:
+def fake_of(
+    tensor: torch.Tensor, mode: FakeTensorMode, whole_dtype: torch.dtype | None = None, *, alone: bool = False
+) -> torch.Tensor:
     """A fake tensor of `mode` with the metadata of `tensor` (itself if it is one already).
 
-    Of a parameter that is in pieces: of the whole, in `whole_dtype` if that is given.
+    Of a parameter that is in pieces: of the whole, in `whole_dtype` if that is given. Of what lies `alone` in its
+    memory it is made directly, for a deep network has many; else torch sees to it that fakes share theirs as well.
     """
     if isinstance(tensor, FakeTensor):
         return tensor
+    if alone:
+        made = make_fake(mode, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        made.requires_grad_(tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter):
+            made._is_param = True  # all that nn.Parameter does besides a detach
+        return made
     if is_in_pieces(tensor):
         with mode:
             fake = torch.empty_strided(
@@ -33,10 +44,11 @@ def fake_of(tensor: torch.Tensor, mode: FakeTensorMode, whole_dtype: torch.dtype
 
 
 @contextmanager
-def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]]:
+def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iterator[dict[int, str]]:
     """Swap every parameter and buffer of `root` for a fake one; yields {id of fake tensor: dotted name}.
 
-    A buffer that is written by forward is written on the fake: the user's state never changes.
+    A buffer that is written by forward is written on the fake: the user's state never changes. What is to be handed
+    in, in `inputs`, may lie in the same memory.
 
     Raises:
         CaptureError: forward rebinds a buffer or parameter (`self.x = …`), an effect that a graph cannot carry.
@@ -47,16 +59,20 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
     seen: set[int] = set()
     fakes: dict[int, torch.Tensor] = {}  # what is shared stays shared
     dtypes = _whole_dtypes(root)
+    together = _storages_of_several(
+        [t for module in root.modules() for store in _stores(module) for t in store.values()] + inputs
+    )
     for path, module in root.named_modules():
         attributes.append((vars(module), path))
-        for store in (module._parameters, module._buffers, vars(module)):
+        for store in _stores(module):
             if id(store) in seen:  # a replica can share its dictionaries with the original
                 continue
             seen.add(id(store))
             for name, tensor in store.items():
                 if isinstance(tensor, torch.Tensor):
                     if id(tensor) not in fakes:
-                        fakes[id(tensor)] = fake_of(tensor, mode, dtypes[path])
+                        alone = _is_whole(tensor) and tensor.untyped_storage()._cdata not in together
+                        fakes[id(tensor)] = fake_of(tensor, mode, dtypes[path], alone=alone)
                     fake = fakes[id(tensor)]
                     full = f"{path}.{name}" if path else name
                     names.setdefault(id(fake), full)
@@ -78,6 +94,32 @@ def fake_state(root: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, str]
                 del store[full.rpartition(".")[2]]
         for store, name, tensor, _, _ in swapped:
             store[name] = tensor
+
+
+def _stores(module: nn.Module) -> "tuple[dict[str, Any], ...]":
+    """Where a module holds tensors."""
+    return module._parameters, module._buffers, vars(module)
+
+
+def _storages_of_several(values: list[Any]) -> set[int]:
+    """The memory in which more than one of the tensors among `values` lies."""
+    tensors = {id(value): value for value in values if isinstance(value, torch.Tensor) and _is_ordinary(value)}
+    counts = Counter(tensor.untyped_storage()._cdata for tensor in tensors.values())
+    return {storage for storage, count in counts.items() if count > 1}
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is ordinary, lies in order and takes up all of its memory."""
+    return (
+        _is_ordinary(tensor)
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_meta)
+        and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    )
 
 
 def _whole_dtypes(root: nn.Module) -> dict[str, torch.dtype | None]:

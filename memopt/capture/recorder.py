@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation, overwritten, versions
+from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation, overwritten, tensors_in, versions
 from memopt.capture.contexts import (
     context,
     enter_autocast,
@@ -82,7 +82,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         # What a recording runs is no step of the user's: nothing that counts operators or memory may see it.
         _disable_current_modes(),
         refusing_side_effects(root),
-        fake_state(root, mode) as names,
+        fake_state(root, mode, leaves) as names,
         recording(recorder),
     ):
         recorder.state_names = names
@@ -184,10 +184,9 @@ class _Recorder(TorchFunctionMode):
 
     def _refuse_strays(self, arguments: Any) -> None:
         """Before a call, which could write to them: tensors from elsewhere are no part of the recording."""
-        for leaf in pytree.tree_leaves(arguments):
-            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor):
-                self.last_source = user_line()
-                raise CaptureError(_STRAY.format(self.last_source or "forward"))
+        if not all(isinstance(tensor, FakeTensor) for tensor in tensors_in(arguments)):
+            self.last_source = user_line()
+            raise CaptureError(_STRAY.format(self.last_source or "forward"))
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that forward calls: looked into if it is the user's own."""

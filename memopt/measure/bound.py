@@ -9,16 +9,17 @@ as much as in the kernels, but not in most seeds.
 import copy
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from memopt.measure.draws import SameDraws
 from memopt.measure.equivalence import Equivalence, check_equivalence, copy_state, put_back
 from memopt.measure.step import Inputs, forward_and_loss, seeded
 
@@ -140,32 +141,69 @@ def measure_distance(
     seeds: int = SEEDS,
 ) -> Distance:
     """The distances that `check_bound` judges."""
+    with measuring_distance(naive_model, rewritten_model, amp=amp) as of:
+        return of(batch)(seeds)
+
+
+OverSeeds = Callable[[int], Distance]
+"""The distance over so many seeds. Asked for more, it runs only those that are new."""
+
+
+@contextmanager
+def measuring_distance(
+    naive_model: nn.Module, rewritten_model: nn.Module, *, amp: torch.dtype | None = None
+) -> Iterator[Callable[[Inputs], OverSeeds]]:
+    """A function that measures batches one by one, as `measure_distance` does."""
     with put_back(rewritten_model):
         copy_state(naive_model, rewritten_model)
-        return _measured(naive_model, rewritten_model, batch, amp, seeds)
+        models = _Models(naive_model, rewritten_model, amp)
+        yield lambda batch: _Runs(models, batch).distance
 
 
-def _measured(
-    naive_model: nn.Module, rewritten_model: nn.Module, batch: Inputs, amp: torch.dtype | None, seeds: int
-) -> Distance:
-    device = next(naive_model.parameters()).device
-    ratios: list[dict[str, float]] = []
-    wide_model = copy.deepcopy(naive_model).double()
-    buffers = 0.0
-    for seed in range(seeds):
-        inputs = _another(batch, seed, device)
+class _Models:
+    """The untouched model, the rewritten one, and the untouched one in float64."""
+
+    def __init__(self, naive: nn.Module, rewritten: nn.Module, amp: torch.dtype | None) -> None:
+        self.naive, self.rewritten, self.amp = naive, rewritten, amp
+        self.device = next(naive.parameters()).device
+
+    @cached_property
+    def wide(self) -> nn.Module:
+        """Made when it is first needed: where eager's own step does not fit in memory, it is not."""
+        return copy.deepcopy(self.naive).double()
+
+
+class _Runs:
+    """The three models trained a step on a batch with each seed."""
+
+    def __init__(self, models: _Models, batch: Inputs) -> None:
+        self._models, self._batch = models, batch
+        self._ratios: list[dict[str, float]] = []
+        self._buffers_apart = 0.0
+
+    def distance(self, seeds: int) -> Distance:
+        """Over the first so many seeds."""
+        for seed in range(len(self._ratios), seeds):
+            self._run(seed)
+        median = {name: statistics.median(ratio[name] for ratio in self._ratios) for name in self._ratios[0]}
+        outputs, gradients, buffers = (median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS))
+        each = torch.tensor(list(median.values()), dtype=torch.float64)
+        worst = each.quantile(0.95, interpolation="lower").item()
+        middle, on_cpu = each.quantile(0.5).item(), self._models.device.type == "cpu"
+        return Distance(outputs, gradients, middle, worst, buffers, self._buffers_apart, on_cpu)
+
+    def _run(self, seed: int) -> None:
+        models, inputs = self._models, _another(self._batch, seed, self._models.device)
+        draws = SameDraws()
+        eager = _Trained(models.naive, inputs, models.amp, seed, draws)
+        # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
+        mode = draws if draws.any else None
         wide = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-        exact = _Trained(wide_model, wide, None, seed)
-        eager = _Trained(naive_model, inputs, amp, seed)
-        fused = _Trained(rewritten_model, inputs, amp, seed)
-        ratios.append(_ratios(exact, eager, fused))
-        pairs = ((eager.buffers[name], fused.buffers[name]) for name in eager.buffers)
-        buffers = max([buffers, *(_relative(a, b) for a, b in pairs)])
-    median = {name: statistics.median(ratio[name] for ratio in ratios) for name in ratios[0]}
-    totals = [median.pop(name) for name in (_OUTPUTS, _GRADIENTS, _BUFFERS)]
-    each = torch.tensor(list(median.values()), dtype=torch.float64)
-    worst = each.quantile(0.95, interpolation="lower").item()
-    return Distance(totals[0], totals[1], each.quantile(0.5).item(), worst, totals[2], buffers, device.type == "cpu")
+        exact = _Trained(models.wide, wide, None, seed, mode)
+        fused = _Trained(models.rewritten, inputs, models.amp, seed, mode)
+        self._ratios.append(_ratios(exact, eager, fused))
+        buffers = ([run.buffers[name] for name in eager.buffers] for run in (eager, fused))
+        self._buffers_apart = max(self._buffers_apart, _largest_relative(*buffers))
 
 
 _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
@@ -174,37 +212,28 @@ _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
 class _Trained:
     """Outputs, gradients and buffers of one training step, and none of its memory."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, amp: torch.dtype | None, seed: int, draws: SameDraws | None
+    ) -> None:
         device = next(model.parameters()).device
-        draws: Any = _SameDraws()  # type: ignore[no-untyped-call]
-        with put_back(model), seeded(seed, device), draws:
-            outputs, loss = forward_and_loss(model, inputs, amp)
-            loss.backward()  # type: ignore[no-untyped-call]
+        with put_back(model), seeded(seed, device):
+            with _under(draws):
+                outputs, loss = forward_and_loss(model, inputs, amp)
+            # The backward of a concat is an operator for each of its parts: a mode is slow where it has nothing to do.
+            with _under(draws if draws is not None and draws.any else None):
+                loss.backward()  # type: ignore[no-untyped-call]
             self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
             # No copies, `put_back` leaves them to us; and not widened before they are compared: they are large.
             self.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             self.buffers = {n: _wide(b) for n, b in model.named_buffers()}
 
 
+def _under(mode: Any) -> Any:
+    return nullcontext() if mode is None else mode
+
+
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(torch.float64, copy=True)
-
-
-class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random masks of dropout that do not depend on the dtype they are drawn for."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        aten = torch.ops.aten
-        if func is aten.bernoulli_.float:
-            tensor, p = args[0], args[1] if len(args) > 1 else 0.5
-            return tensor.copy_(torch.rand(tensor.shape, device=tensor.device) < p)
-        if func is aten.native_dropout.default and args[2]:
-            x, p = args[0], args[1]
-            mask = torch.rand(x.shape, device=x.device) < 1.0 - p
-            return x * mask / (1.0 - p), mask
-        return func(*args, **(kwargs or {}))
 
 
 def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
@@ -221,37 +250,51 @@ def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
 
 def _ratios(exact: _Trained, eager: _Trained, fused: _Trained) -> dict[str, float]:
     names = list(exact.gradients)
+    gradients = _Norms(*([run.gradients[name] for name in names] for run in (exact, eager, fused)))
     # A gradient that is zero but for rounding (a bias before a norm) is measured beside the others.
-    least = _NEAR_ZERO * _norm(list(exact.gradients.values()))
-    ratios = {
-        name: _ratio([exact.gradients[name]], [eager.gradients[name]], [fused.gradients[name]], least=least)
-        for name in names
-    }
-    ratios[_OUTPUTS] = _ratio(exact.outputs, eager.outputs, fused.outputs)
-    ratios[_GRADIENTS] = _ratio(*([run.gradients[name] for name in names] for run in (exact, eager, fused)))
-    ratios[_BUFFERS] = _ratio(*(list(run.buffers.values()) for run in (exact, eager, fused)))
+    least = _NEAR_ZERO * math.hypot(*gradients.exact)
+    ratios = {name: gradients.ratio([index], least=least) for index, name in enumerate(names)}
+    ratios[_GRADIENTS] = gradients.ratio()
+    ratios[_OUTPUTS] = _Norms(exact.outputs, eager.outputs, fused.outputs).ratio()
+    ratios[_BUFFERS] = _Norms(*(list(run.buffers.values()) for run in (exact, eager, fused))).ratio()
     return ratios
 
 
-def _ratio(
-    exact: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], fused: Sequence[torch.Tensor], *, least: float = 0.0
-) -> float:
-    """Fused error over eager's, either no smaller than roundings of the whole, or of a norm of `least`."""
-    floor = _ROUNDINGS * max(_norm(exact), least) + 1e-300
-    own = max(_norm([a - b for a, b in zip(eager, exact, strict=True)]), floor)
-    other = max(_norm([a - b for a, b in zip(fused, exact, strict=True)]), floor)
-    if math.isfinite(own) and math.isfinite(other):
-        return other / own
-    # Where something is not finite, it must be so in the same places.
-    same = all(torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(eager, fused, strict=True))
-    return 1.0 if same else math.inf
+class _Norms:
+    """L2 norms of tensors, and of eager's and the kernels' differences from them.
+
+    All are read at once: a GPU is waited for three times, not three times for each of a network's parameters.
+    """
+
+    def __init__(
+        self, exact: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], fused: Sequence[torch.Tensor]
+    ) -> None:
+        self.exact = _norms(exact)
+        self._eager_and_fused = eager, fused
+        self._own = _norms(a - b for a, b in zip(eager, exact, strict=True))
+        self._other = _norms(a - b for a, b in zip(fused, exact, strict=True))
+
+    def ratio(self, which: Sequence[int] | None = None, *, least: float = 0.0) -> float:
+        """Fused error over eager's, either no smaller than roundings of the whole, or of a norm of `least`."""
+        which = range(len(self.exact)) if which is None else which
+        exact, own, other = (math.hypot(*(norms[i] for i in which)) for norms in (self.exact, self._own, self._other))
+        floor = _ROUNDINGS * max(exact, least) + 1e-300
+        own, other = max(own, floor), max(other, floor)
+        if math.isfinite(own) and math.isfinite(other):
+            return other / own
+        # Where something is not finite, it must be so in the same places.
+        eager, fused = self._eager_and_fused
+        same = all(torch.equal(eager[i].isfinite(), fused[i].isfinite()) for i in which)
+        return 1.0 if same else math.inf
 
 
-def _relative(reference: torch.Tensor, other: torch.Tensor) -> float:
-    difference = _norm([other - reference])
-    return difference / max(_norm([reference]), 1e-300) if difference else 0.0
+def _largest_relative(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    apart = _norms(b - a for a, b in zip(reference, other, strict=True))
+    pairs = zip(apart, _norms(reference), strict=True)
+    return max([0.0, *(difference / max(norm, 1e-300) for difference, norm in pairs if difference)])
 
 
-def _norm(tensors: Sequence[torch.Tensor]) -> float:
+def _norms(tensors: Iterable[torch.Tensor]) -> list[float]:
     norms = [torch.linalg.vector_norm(t.double()) for t in tensors]
-    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+    values: list[float] = torch.stack(norms).tolist() if norms else []
+    return values

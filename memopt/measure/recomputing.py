@@ -59,7 +59,7 @@ class _Computed:
 
     def __init__(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
-        self.steps = 1 + max((value.steps for value in pytree.tree_leaves(args) if _is_value(value)), default=0)
+        self.steps = 1 + _most_steps(args)
         self.stride: tuple[int, ...] = ()
         self.size = torch.Size()
 
@@ -127,10 +127,13 @@ class _Recomputing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _keep(self, tensor: torch.Tensor) -> _Kept:
         if tensor.layout is not torch.strided:
             return _Kept(tensor)
-        views = self._kept.setdefault(tensor.untyped_storage()._cdata, WeakValueDictionary())
-        kept = views.get(_geometry(tensor))
+        storage, geometry = tensor.untyped_storage()._cdata, _geometry(tensor)
+        views = self._kept.get(storage)
+        if views is None:
+            views = self._kept[storage] = WeakValueDictionary()
+        kept = views.get(geometry)
         if kept is None:
-            kept = views[_geometry(tensor)] = _Kept(tensor)
+            kept = views[geometry] = _Kept(tensor)
         return kept
 
     def _forget(self, tensor: torch.Tensor) -> None:
@@ -160,7 +163,7 @@ class _Again:
         if value in self._latest:
             self._latest.move_to_end(value)
             return self._latest[value]
-        args = pytree.tree_map_only((_Kept, _Computed), self._compute, value.args)
+        args = self._tensors(value.args)
         if value.func._schema.is_mutable:
             args[0] = args[0].clone()
         if value.func in _BATCH_NORMS:
@@ -174,9 +177,17 @@ class _Again:
             self._latest.popitem(last=False)
         return made
 
+    def _tensors(self, values: Any) -> Any:
+        """A list of arguments, with tensors in place of values; a concat's are many, so no tree is built of them."""
+        if isinstance(values, (_Kept, _Computed)):
+            return self._compute(values)
+        return [self._tensors(value) for value in values] if isinstance(values, list) else values
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, (_Kept, _Computed))
+
+def _most_steps(values: Any) -> int:
+    if isinstance(values, (_Kept, _Computed)):
+        return values.steps
+    return max(map(_most_steps, values), default=0) if isinstance(values, list) else 0
 
 
 @cache

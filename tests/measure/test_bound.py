@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memopt.measure.bound import Distance, check_bound, measure_distance, without_tf32
+from memopt.measure.bound import Distance, check_bound, measure_distance, measuring_distance, without_tf32
 
 
 class Rounded(nn.Module):
@@ -84,6 +84,47 @@ def test_dropout_draws_the_same_in_float64(images, dropout: type[nn.Module]) -> 
     wrong = copy.deepcopy(model)
     wrong[1].p = 0.4
     assert measure_distance(model, wrong, images).outputs > 100
+
+
+class Watched(nn.Module):
+    """Notes how many dispatch modes its forwards and backwards run under."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.conv, self.dropout, self.modes = nn.Conv2d(3, 2, 3), nn.Dropout(share), list[int]()
+
+    def __deepcopy__(self, memo: Any) -> "Watched":
+        other = Watched(self.dropout.p).to(self.conv.weight.dtype)
+        other.load_state_dict(self.state_dict())
+        other.modes = self.modes
+        return other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.modes.append(torch._C._len_torch_dispatch_stack())
+        y: torch.Tensor = self.conv(x)
+        y.register_hook(lambda _: self.modes.append(torch._C._len_torch_dispatch_stack()))
+        return self.dropout(y) if self.dropout.p else y
+
+
+@pytest.mark.parametrize(("share", "modes"), [(0.0, [1, 0, 0, 0, 0, 0]), (0.5, [1] * 6)])
+def test_a_mode_is_in_force_only_where_something_is_drawn(images, share: float, modes: list[int]) -> None:
+    model = Watched(share)
+    distance = measure_distance(model, copy.deepcopy(model), images, seeds=2)
+    assert model.modes == modes * 2
+    assert (distance.outputs, distance.gradients) == (1.0, 1.0)
+
+
+def test_only_seeds_that_are_new_are_run(images) -> None:
+    naive, other = Watched(0.0), Watched(0.0)
+    with measuring_distance(naive, other) as of:
+        distance = of(images)
+        first, all_three = distance(1), distance(3)
+        assert len(naive.modes) == 2 * 2 * 3
+        assert len(other.modes) == 2 * 3
+        assert distance(3) == all_three
+        assert len(other.modes) == 2 * 3
+    assert first == measure_distance(naive, other, images, seeds=1)
+    assert all_three == measure_distance(naive, other, images, seeds=3)
 
 
 def test_what_is_not_finite_must_be_so_in_the_same_places(images) -> None:
