@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from memopt.ir import duration, mebibytes
 from memopt.report import print_table
 
 from .errors import CommandError
 
-MIB = 2**20
 DONE, ABOVE = 0, 1
 # Where a report keeps figures, and how a row calls them.
 _PLACES = {"measured": (), "predicted": ("predicted",)}
@@ -77,7 +77,7 @@ def _row(place: str, figure: str, values: list[float | None], ratios: list[float
     def text(value: float | None) -> str:
         if value is None:
             return "—"
-        return f"{value * 1e3:,.1f} ms" if figure == "step_seconds" else f"{value / MIB:,.1f} MiB"
+        return duration(value) if figure == "step_seconds" else mebibytes(value)
 
     shown = ["—" if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
     return [place, _name(figure), *map(text, values), *shown]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from memopt.ir import MIB, duration, mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import fitted_exponent
 from memopt.report import print_table, stage_display
@@ -21,7 +22,6 @@ from .ranges import is_range, parse_range
 from .target import load_target, parse_arguments
 from .variants import NAIVE, Variant, levels, measured, memopt_variant, other_variants, predicted, with_batch
 
-MIB = 2**20
 FIELDS = (
     "target", "variable", "value", "variant", "source",
     "activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "step_seconds", "device", "torch",
@@ -155,8 +155,8 @@ def _print(points: list[Point], variable: str, job: Job, measure: bool) -> None:
         if figures.out_of_memory:
             return ["out of memory", "—", "—", "—"]
         sizes = (figures.activation_peak_bytes, figures.peak_allocated_bytes, figures.peak_reserved_bytes)
-        seconds = "—" if figures.step_seconds is None else f"{figures.step_seconds * 1e3:,.1f} ms"
-        return [*("—" if size is None else f"{size / MIB:,.1f} MiB" for size in sizes), seconds]
+        seconds = "—" if figures.step_seconds is None else duration(figures.step_seconds)
+        return [*("—" if size is None else mebibytes(size) for size in sizes), seconds]
 
     source = f"measured on {torch.cuda.get_device_name(job.device)}" if measure else "predicted for a GPU"
     exponents = [(label, fitted_exponent(series)) for label, series in _series(points).items()]

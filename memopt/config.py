@@ -6,8 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from memopt.errors import ConfigError
-from memopt.ir import Level
-from memopt.sizes import parse_size
+from memopt.ir import Level, parse_size, require_plausible
 
 Numerics = Literal["auto", "exact", "fast"]
 Recompute = Literal["auto", "keep", "concat", "layer"]
@@ -28,10 +27,10 @@ class Config:
             nothing that eager does not (on fused kernels, which never store concats, it is "concat"). "auto" (the
             default) is "layer". A mapping chooses for each layer: of patterns of the dotted path of the layer's first
             norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does.
-        memory_budget: bytes, or a size such as "6GiB", that a training step's peak allocated stays within: parameters,
-            gradients and one momentum for each parameter included. Each layer then keeps as much as there is room for,
-            where that spares most time; `recompute` must be "auto". Planned from predicted steps for every kind of
-            input anew, which takes some seconds. None (the default): as `recompute` says.
+        memory_budget: bytes (a MiB or more), or a size such as "6GiB", that a training step's peak allocated stays
+            within: parameters, gradients and one momentum for each parameter included. Each layer then keeps as much
+            as there is room for, where that spares most time; `recompute` must be "auto". Planned from predicted steps
+            for every kind of input anew, which takes some seconds. None (the default): as `recompute` says.
         verify: compare the rewritten model with the untouched one when `apply` is given example inputs
             (default True).
 
@@ -59,6 +58,8 @@ class Config:
             )
         if self.budget_bytes is not None and self.budget_bytes <= 0:
             raise ConfigError(f"Config.memory_budget is {self.memory_budget!r}. Give more than nothing.")
+        if not isinstance(self.memory_budget, str | None):
+            require_plausible(self.memory_budget, "Config.memory_budget")
 
     @property
     def budget_bytes(self) -> int | None:

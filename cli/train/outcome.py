@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from densenet_models.train import EpochResult
+from memopt.ir import whole_mebibytes
 from memopt.report import Curve, draw_curves
 
 from .prepare import Run
@@ -42,7 +43,7 @@ def epoch_line(result: EpochResult, epochs: int, note: dict[str, Any], memory: s
         f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}  lr {result.learning_rate:<6g} "
         f"train loss {result.train.loss:.4f} error {100 * result.train.error:5.2f} %  "
         f"valid loss {result.valid.loss:.4f} error {100 * result.valid.error:5.2f} %  "
-        f"{note['seconds']:.1f} s  {memory} {note['peak_bytes'] / 2**20:,.0f} MiB"
+        f"{note['seconds']:.1f} s  {memory} {whole_mebibytes(note['peak_bytes'])}"
     )
 
 

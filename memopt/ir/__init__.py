@@ -29,6 +29,7 @@ from memopt.ir.plan import (
 )
 from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
 from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
+from memopt.ir.units import MIB, duration, mebibytes, parse_size, require_plausible, whole_mebibytes
 
 __all__ = [
     "IDENTITY",
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_MATMUL_CHANNELS",
     "MAX_POOL_WINDOW",
     "MAX_WEIGHT_CHANNELS",
+    "MIB",
     "NEEDS_INPUT",
     "NEEDS_OUTPUT",
     "Activation",
@@ -63,15 +65,20 @@ __all__ = [
     "Slot",
     "Step",
     "dense",
+    "duration",
     "group_of",
     "has_hooks",
     "has_own_forward",
     "is_fully_sharded",
     "is_in_pieces",
     "join_explanations",
+    "mebibytes",
+    "parse_size",
     "region_has_run",
+    "require_plausible",
     "sharding_policy",
     "synchronised_batch_norm",
     "waits_for_others",
     "watching_regions",
+    "whole_mebibytes",
 ]

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from memopt.ir import mebibytes
 from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
-from memopt.report.rows import MIB, NOTHING, block_rows, category_rows, equivalence_line, figure_rows, rejection_rows
+from memopt.report.rows import NOTHING, block_rows, category_rows, equivalence_line, figure_rows, rejection_rows
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -103,7 +104,7 @@ def _timelines(before: Timeline | None, after: Timeline | None) -> list[str]:
         return []
     categories = [(row.figure, row.before, row.after, row.ratio) for row in category_rows(before, after)]
     holdings = [
-        (f"{holding.size_bytes / MIB:,.1f} MiB", title, holding.category, str(holding.count), holding.origin)
+        (mebibytes(holding.size_bytes), title, holding.category, str(holding.count), holding.origin)
         for title, line in lines.items()
         for holding in line.holdings[:12]
     ]

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memopt.ir import MIB, mebibytes
 from memopt.measure import CATEGORIES, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIB = 2**20
 HOLDINGS_SHOWN = 6
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey for what no choice of memopt's changes.
@@ -79,7 +79,7 @@ def _draw_timeline(panel: Any, title: str, line: Timeline) -> None:
     panel.grid(axis="x", color="black", alpha=0.25, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     alive = "\n".join(
-        f"{holding.size_bytes / MIB:9,.1f} MiB  {_short(holding.origin)}" for holding in line.holdings[:HOLDINGS_SHOWN]
+        f"{mebibytes(holding.size_bytes):>13}  {_short(holding.origin)}" for holding in line.holdings[:HOLDINGS_SHOWN]
     )
     panel.set_xlabel(f"alive at the peak, the largest:\n{alive}", fontsize=7, family="monospace", loc="left")
 

@@ -1,14 +1,13 @@
-"""The report's rows as text, before anything decides how they look. Units are converted here only."""
+"""The report's rows as text, before anything decides how they look. Units are as `memopt.ir.units` writes them."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from memopt.ir import ChainReport, Level, MemoryPlan
+from memopt.ir import ChainReport, Level, MemoryPlan, duration, mebibytes
 from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
 
-MIB = 2**20
 NOTHING = "—"
 OUT_OF_MEMORY = "out of memory"
 
@@ -238,16 +237,11 @@ def _cell(figures: StepFigures | None, field: str, rough: bool) -> str:
     return _seconds(value, rough) if field.endswith("_seconds") else mebibytes(value)
 
 
-def mebibytes(size_bytes: float) -> str:
-    """A size in bytes as "12.3 MiB"."""
-    size = size_bytes / MIB
-    return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
-
-
 def _seconds(seconds: float, rough: bool) -> str:
-    if seconds >= 1:
-        return f"{_two_digits(seconds) if rough else f'{seconds:.2f}'} s"
-    return f"{_two_digits(seconds * 1000) if rough else f'{seconds * 1000:.1f}'} ms"
+    if not rough:
+        return duration(seconds)
+    factor, unit = next((f, u) for f, u in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if f * seconds >= 1 or u == "µs")
+    return f"{_two_digits(factor * seconds)} {unit}"
 
 
 def _ratio(ratio: float, rough: bool) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memopt.ir import Explanation, MemoryPlan
+from memopt.ir import Explanation, MemoryPlan, duration, mebibytes
 from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
     NOTHING,
@@ -20,7 +20,6 @@ from memopt.report.rows import (
     equivalence_line,
     figure_rows,
     first_names,
-    mebibytes,
     plan_rows,
     rejection_rows,
     shape_text,
@@ -195,7 +194,7 @@ def _plan_table(plan: MemoryPlan) -> Table:
         table.add_column(heading, justify="right")
     for row in plan_rows(plan):
         kept = mebibytes(row.kept_bytes) if row.kept_bytes else NOTHING
-        times = (f"{seconds * 1e6:,.0f} µs" if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
+        times = (duration(seconds) if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
         block = str(row.block) if row.block else "none"
         layers = str(row.first) if row.first == row.last else f"{row.first}–{row.last}"
         table.add_row(block, layers, row.level, kept, *times)

@@ -7,8 +7,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from memopt.ir import ChainReport, Explanation
-from memopt.report.rows import mebibytes
+from memopt.ir import ChainReport, Explanation, mebibytes
 
 SCHEMA = 1
 
