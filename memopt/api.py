@@ -112,7 +112,9 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
     return rewriter
 
 
-def plan_memory(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, config: Config) -> MemoryPlan:
+def plan_memory(
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, config: Config | None = None
+) -> MemoryPlan:
     """What `config.memory_budget` would make of a model, without changing it: levels, and what they should take.
 
     Args:
@@ -124,9 +126,9 @@ def plan_memory(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor
         ConfigError: `config` has no memory budget.
         BudgetError: no step keeps within it.
     """
-    budget_bytes = checked(config, example_inputs).budget_bytes
-    if budget_bytes is None:
-        raise ConfigError("memopt.plan_memory plans for a budget. Pass config=memopt.Config(memory_budget=...).")
+    config = checked(config, example_inputs)
+    if (budget_bytes := config.budget_bytes) is None:
+        raise ConfigError('memopt.plan_memory plans for a budget. Pass config=memopt.Config(memory_budget="6GiB").')
     return _plan(budget_bytes, unwrapped(model), as_tuple(example_inputs), {}, config)
 
 

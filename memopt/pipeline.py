@@ -64,8 +64,8 @@ def rewrite_forward(
     """
     captured = capture(model, lambda *a, **k: plain(model, *a, **k), args, kwargs)
     found = find_chains(captured.graph, model)
-    if shared.plan is not None and shared.plan.untouched:
-        found = found.with_all_rejected("the memory budget has room for it as it is")
+    if shared.plan is not None and shared.plan.stays_because is not None:
+        found = found.with_all_rejected(shared.plan.stays_because)
     if shared.only is not None:  # to see which is wrong
         found = replace(found, chains=found.chains[shared.only])
     groups, refused = group_chains(captured.graph, found)
