@@ -204,7 +204,7 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     """What one rewriter has to say, and those of the containers that its recording stopped at."""
     latest = rewriter.latest
     if latest is None:
-        note = "Nothing is recorded yet: the first forward that records gradients does it."
+        note = "Nothing is recorded yet. Run a training forward, or call memopt.apply with example_inputs."
         return Explanation(True, False, False, (), (note,))
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))

@@ -1,12 +1,15 @@
-"""Sizes and times as people read and write them: 12GiB, 297.1 MiB, 6.7 ms."""
+"""Sizes, times and lists as people read and write them: 12GiB, 297.1 MiB, 6.7 ms, a, b, c and 2 more."""
 
 import re
+from collections.abc import Sequence
 
 from memopt.errors import ConfigError
 
 MIB = 2**20
 NO_LESS_BYTES = MIB
 """What nobody trains in: a smaller number without a unit was meant in another one."""
+
+NAMES_SHOWN = 3
 
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -58,3 +61,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2f} s"
     # Below this a tenth of a millisecond says nothing.
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 or seconds == 0 else f"{seconds * 1e6:,.0f} µs"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
+    shown, more = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,18 +1,15 @@
 """The report's rows as text, before anything decides how they look. Units are as `memopt.ir.units` writes them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from memopt.ir import ChainReport, Level, MemoryPlan, duration, mebibytes
+from memopt.ir import ChainReport, Level, MemoryPlan, by_block, duration, first_names, mebibytes
 from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
 
 NOTHING = "—"
 OUT_OF_MEMORY = "out of memory"
-
-# Names shown of a longer list; the JSON document has them all.
-NAMES_SHOWN = 3
 
 # How each figure is called; the order is that of the report.
 _FIGURES = {
@@ -109,11 +106,7 @@ def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[Figu
 
 def block_rows(chains: Iterable[ChainReport]) -> tuple[BlockRow, ...]:
     """Chains counted by dense block, in the order of execution; those of no block last."""
-    grouped: dict[int, list[ChainReport]] = {}
-    for chain in chains:
-        grouped.setdefault(chain.block, []).append(chain)
-    order = sorted(grouped, key=lambda block: (block == 0, block))
-    return tuple(_block_row(block, grouped[block]) for block in order)
+    return tuple(_block_row(number, block) for number, block in by_block(chains).items())
 
 
 def rejection_rows(chains: Iterable[ChainReport]) -> tuple[RejectionRow, ...]:
@@ -194,12 +187,6 @@ def plan_rows(plan: MemoryPlan) -> tuple[PlanRow, ...]:
             )
         )
     return tuple(rows)
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first few of a list of names, and how many more there are."""
-    shown, more = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memopt.ir import Explanation, MemoryPlan, duration, mebibytes
+from memopt.ir import Explanation, MemoryPlan, duration, first_names, mebibytes
 from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
     NOTHING,
@@ -19,7 +19,6 @@ from memopt.report.rows import (
     category_rows,
     equivalence_line,
     figure_rows,
-    first_names,
     plan_rows,
     rejection_rows,
     shape_text,

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from memopt.ir import ChainReport, Explanation, mebibytes
+from memopt.ir import ChainReport, Explanation, by_block, mebibytes
 
 SCHEMA = 1
 
@@ -17,7 +17,7 @@ def explanation_tree(explanation: Explanation) -> Tree:
     chains = explanation.chains
     found, rewritten = len(chains), len(explanation.rewritten)
     tree = Tree(Text(f"{found} chains found, {rewritten} rewritten, {found - rewritten} left alone{_saved(chains)}"))
-    for number, block in blocks(chains).items():
+    for number, block in by_block(chains).items():
         name = f"dense block {number}" if number else "in no dense block"
         done = sum(chain.action == "rewritten" for chain in block)
         branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}", style="bold"))
@@ -47,18 +47,10 @@ def explanation_document(explanation: Explanation, target: str | None = None) ->
                 "saved_bytes": sum(chain.saved_bytes for chain in block),
                 "chains": [asdict(chain) for chain in block],
             }
-            for number, block in blocks(explanation.chains).items()
+            for number, block in by_block(explanation.chains).items()
         ],
         "notes": list(explanation.notes),
     }
-
-
-def blocks(chains: Iterable[ChainReport]) -> dict[int, list[ChainReport]]:
-    """Chains by dense block, in the order of execution; those of no block (0) last."""
-    grouped: dict[int, list[ChainReport]] = {}
-    for chain in chains:
-        grouped.setdefault(chain.block, []).append(chain)
-    return dict(sorted(grouped.items(), key=lambda item: (item[0] == 0, item[0])))
 
 
 def _leaf(chain: ChainReport) -> Text:

@@ -1,7 +1,7 @@
 import pytest
 
 from memopt.errors import ConfigError
-from memopt.ir import duration, mebibytes, parse_size, whole_mebibytes
+from memopt.ir import duration, first_names, mebibytes, parse_size, whole_mebibytes
 
 MIB = 2**20
 
@@ -57,3 +57,8 @@ def test_a_mebibyte_is_two_to_the_twenty(size_bytes: int, text: str, whole: str)
 )
 def test_times(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_lists_are_cut() -> None:
+    assert first_names(["a", "b", "c"]) == "a, b, c"
+    assert first_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
