@@ -312,8 +312,8 @@ def compare(
         measure=measure,
         on_stage=on_stage,
     )
-    result = replace(result, plan=plan)
+    notes = dict.fromkeys(result.notes)  # before and after may have the same to say
     is_predicted = result.predicted_after is not None and bool(result.explanation.rewritten)
     if chosen.numerics == "auto" and result.device != "cuda" and is_predicted:
-        return replace(result, notes=(*result.notes, _AUTO_NOTE))
-    return result
+        notes[_AUTO_NOTE] = None
+    return replace(result, plan=plan, notes=tuple(notes))

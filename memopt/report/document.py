@@ -6,7 +6,7 @@ from typing import Any
 
 from memopt.ir import ChainReport, MemoryPlan
 from memopt.measure import Comparison, Equivalence, StepFigures
-from memopt.report.rows import block_rows
+from memopt.report.rows import block_rows, not_paying
 
 SCHEMA = 1
 
@@ -42,6 +42,7 @@ def comparison_document(comparison: Comparison, target: str | None = None) -> di
         },
         "plan": None if comparison.plan is None else _plan(comparison.plan),
         "equivalence": _equivalence(comparison.equivalence),
+        "warnings": list(not_paying(comparison)),
         "notes": [*comparison.explanation.notes, *comparison.notes],
     }
 

@@ -6,7 +6,15 @@ from html import escape
 from memopt.ir import mebibytes
 from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
-from memopt.report.rows import NOTHING, block_rows, category_rows, equivalence_line, figure_rows, rejection_rows
+from memopt.report.rows import (
+    NOTHING,
+    block_rows,
+    category_rows,
+    equivalence_line,
+    figure_rows,
+    not_paying,
+    rejection_rows,
+)
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -41,6 +49,7 @@ def comparison_page(comparison: Comparison, title: str) -> str:
         *_blocks(comparison),
         *_figures(f"Training step, measured on {comparison.device_name}", comparison, measured=True),
         *_figures(f"Training step, predicted for a {comparison.target.name}", comparison, measured=False),
+        *(f"<p><strong>{escape(warning)}</strong></p>" for warning in not_paying(comparison)),
         *_timelines(comparison.timeline_before, comparison.timeline_after),
         *_rejections(comparison),
         *(f'<p class="note">Note: {escape(note)}</p>' for note in (*explanation.notes, *comparison.notes)),

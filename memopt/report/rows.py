@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from memopt.ir import ChainReport, Level, MemoryPlan, by_block, duration, first_names, mebibytes
-from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
+from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
 
 NOTHING = "—"
 OUT_OF_MEMORY = "out of memory"
+HARDLY_SHARE = 0.01
+"""Of the peak: less is hardly there."""
 
 # How each figure is called; the order is that of the report.
 _FIGURES = {
@@ -93,15 +95,39 @@ def figure_rows(
 
 
 def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[FigureRow, ...]:
-    """What the predicted peak allocated is made of, category by category; those that nobody has are left out."""
+    """What is allocated at the moment of the predicted peak, category by category; those that nobody has are left out.
+
+    No ratio is given to what was hardly there before: it would tell of the moment, not of the category.
+    """
     rows = []
+    least = 0.0 if before is None else HARDLY_SHARE * before.peak_bytes
     for name in CATEGORIES:
         first, second = (None if line is None else line.at_peak[name] for line in (before, after))
         if first or second:
-            ratio = _ratio(second / first, False) if first and second is not None else NOTHING
+            ratio = _ratio(second / first, False) if first and first >= least and second is not None else NOTHING
             was, is_now = (NOTHING if size is None else mebibytes(size) for size in (first, second))
             rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
+
+
+def not_paying(comparison: Comparison) -> tuple[str, ...]:
+    """A sentence for each source by which the rewritten model's peak is not below the untouched one's.
+
+    None under a memory budget, which memopt may fill on purpose.
+    """
+    sides = {
+        f"Measured on {comparison.device_name}": (comparison.before, comparison.after),
+        f"Predicted for a {comparison.target.name}": (comparison.predicted_before, comparison.predicted_after),
+    }
+    if not comparison.explanation.rewritten or comparison.plan is not None:
+        return ()
+    return tuple(
+        f"{source}, memopt does not pay: the peak allocated is {mebibytes(after)} with it and {mebibytes(before)} "
+        "without. Leave the model as it is, or try a larger input."
+        for source, figures in sides.items()
+        for before, after in [(_value(side, "peak_allocated_bytes") for side in figures)]
+        if before is not None and after is not None and after >= before
+    )
 
 
 def block_rows(chains: Iterable[ChainReport]) -> tuple[BlockRow, ...]:

@@ -19,6 +19,7 @@ from memopt.report.rows import (
     category_rows,
     equivalence_line,
     figure_rows,
+    not_paying,
     plan_rows,
     rejection_rows,
     shape_text,
@@ -47,7 +48,7 @@ def print_comparison(
         if explanation.rewritten or not equal:
             _print_equivalence(console, comparison)
         if explanation.rewritten and equal:
-            console.print(_figures_table(comparison), "")
+            _print_figures(console, comparison)
         if comparison.plan is not None:
             console.print(_plan_table(comparison.plan), "")
         _print_notes(console, (*explanation.notes, *comparison.notes))
@@ -170,18 +171,31 @@ def _print_skipped(console: Console, equivalence: Equivalence) -> None:
     console.print(Text(f"Not compared, since eager itself does not repeat it: {named}.", style="yellow"))
 
 
-def _figures_table(comparison: Comparison) -> Table:
+def _print_figures(console: Console, comparison: Comparison) -> None:
+    """What was measured and predicted, without columns that nothing would stand in; nothing where neither was."""
+    sections = {
+        f"measured on {comparison.device_name}": figure_rows(
+            comparison.before, comparison.after, rough_time=comparison.device == "cpu"
+        ),
+        f"predicted for a {comparison.target.name}": figure_rows(
+            comparison.predicted_before, comparison.predicted_after
+        ),
+        "allocated at the moment of that peak": category_rows(comparison.timeline_before, comparison.timeline_after),
+    }
+    rows = [row for section in sections.values() for row in section]
+    headings = {"before": "before", "after": "after", "ratio": "after / before"}
+    shown = {name: text for name, text in headings.items() if any(getattr(row, name) != NOTHING for row in rows)}
+    if not shown:
+        return
     table = _table()
     table.add_column("training step")
-    for heading in ("before", "after", "after / before"):
+    for heading in shown.values():
         table.add_column(heading, justify="right")
-    measured = figure_rows(comparison.before, comparison.after, rough_time=comparison.device == "cpu")
-    _add_figures(table, f"measured on {comparison.device_name}", measured)
-    predicted = figure_rows(comparison.predicted_before, comparison.predicted_after)
-    _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
-    categories = category_rows(comparison.timeline_before, comparison.timeline_after)
-    _add_figures(table, "of the predicted peak allocated", categories)
-    return table
+    for source, section in sections.items():
+        _add_figures(table, source, section, shown)
+    console.print(table, "")
+    for warning in not_paying(comparison):
+        console.print(Text(warning, style="bold yellow"), "", sep="\n")
 
 
 def _plan_table(plan: MemoryPlan) -> Table:
@@ -200,13 +214,14 @@ def _plan_table(plan: MemoryPlan) -> Table:
     return table
 
 
-def _add_figures(table: Table, source: str, rows: tuple[FigureRow, ...]) -> None:
+def _add_figures(table: Table, source: str, rows: tuple[FigureRow, ...], shown: Iterable[str]) -> None:
     if not rows:
         return
     table.add_section()
     table.add_row(Text(source, style="italic"))
     for row in rows:
-        table.add_row(f"  {row.figure}", row.before, row.after, Text(row.ratio, style="bold"))
+        cells = (Text(getattr(row, name), style="bold" if name == "ratio" else "") for name in shown)
+        table.add_row(f"  {row.figure}", *cells)
 
 
 def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
