@@ -138,9 +138,9 @@ def _print(answers: list[tuple[str, str, Limit]], memory_bytes: int, job: Job) -
         words = {True: "yes", False: "no: out of memory", None: "—"}
         rows.append([*row, words[limit.trained]] if verified else row)
     shape = "x".join(map(str, job.inputs[0].shape[1:]))
-    batch = job.inputs[0].shape[0]
+    depths = f", depths at batch {job.inputs[0].shape[0]}" if any(name == DEPTH for name, _, _ in answers) else ""
     print_table(
-        f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shape}, depths at batch {batch}",
+        f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shape}{depths}",
         ("", "variant", "fits", "peak allocated", "peak reserved", *(("trained here",) if verified else ())),
         rows,
         (

@@ -98,9 +98,9 @@ def lines_figure(
     """One line for each variant on logarithmic axes.
 
     Args:
-        lines: points by label.
+        lines: points by label: a number, and a size in bytes above 0.
         x_label, y_label: what the axes show.
-        limit: label and height of a level to mark.
+        limit: label of a level to mark, and its size in bytes.
 
     Raises:
         PictureError: matplotlib is not installed.
@@ -115,14 +115,28 @@ def lines_figure(
     panel.set_yscale("log")
     xs = sorted({x for points in lines.values() for x, _ in points})
     panel.set_xticks(xs, [f"{x:g}" for x in xs], fontsize=8)
+    sizes = [y for points in lines.values() for _, y in points] + ([] if limit is None else [limit[1]])
+    ticks = size_ticks(min(sizes, default=MIB), max(sizes, default=MIB))
+    panel.set_yticks(list(ticks), ticks.values())
+    panel.set_ylim(min(ticks) / 1.05, max(ticks) * 1.05)
     panel.minorticks_off()
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
     panel.grid(alpha=0.3, which="both")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=8)
     return figure
+
+
+def size_ticks(least_bytes: float, most_bytes: float) -> dict[float, str]:
+    """Labels at 1, 2, 5, 10, … MiB and GiB by size in bytes, from the last not above the least to the first not below
+    the most; two at least."""
+    steps = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]
+    labels = {size * MIB: f"{size:g} MiB" for size in steps if size < 1000}
+    labels |= {size * 1024 * MIB: f"{size:g} GiB" for size in steps if size >= 1}
+    first = max((size for size in labels if size <= least_bytes), default=min(labels))
+    last = min((size for size in labels if size >= most_bytes and size > first), default=max(labels))
+    return {size: label for size, label in labels.items() if first <= size <= last}
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

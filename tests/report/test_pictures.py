@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from memopt.measure import CATEGORIES, Holding, Timeline
-from memopt.report.pictures import PictureError, as_svg, lines_figure, new_figure, save_figure, timeline_figure
+from memopt.report.pictures import (
+    PictureError,
+    as_svg,
+    lines_figure,
+    new_figure,
+    save_figure,
+    size_ticks,
+    timeline_figure,
+)
 
 MIB = 2**20
 
@@ -29,7 +37,9 @@ def test_both_panels_have_one_scale_and_mark_their_peaks() -> None:
 
 
 def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
-    figure = lines_figure({"naive": [(40, 500.0), (100, 2000.0)]}, x_label="depth", y_label="MiB", limit=("card", 12e3))
+    figure = lines_figure(
+        {"naive": [(40, 500.0 * MIB), (100, 2000.0 * MIB)]}, x_label="depth", y_label="peak", limit=("card", 12e3 * MIB)
+    )
     save_figure(figure, tmp_path / "a.png")
     save_figure(figure, tmp_path / "a.svg")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -37,6 +47,24 @@ def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
     assert as_svg(figure).startswith("<svg")
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["naive", "card"]
+
+
+@pytest.mark.parametrize(
+    ("least_mib", "most_mib", "labels"),
+    [
+        (94, 25000, ["50", "100", "200", "500", "1 GiB", "2 GiB", "5 GiB", "10 GiB", "20 GiB", "50 GiB"]),
+        (22, 45, ["20", "50"]),
+        (20, 20, ["20", "50"]),
+        (0.3, 0.6, ["0.2", "0.5", "1"]),
+    ],
+)
+def test_sizes_are_labelled_in_steps_of_one_two_and_five(least_mib: float, most_mib: float, labels: list[str]) -> None:
+    found = size_ticks(least_mib * MIB, most_mib * MIB)
+    assert list(found.values()) == [label if "GiB" in label else f"{label} MiB" for label in labels]
+    panel = lines_figure({"a": [(1, least_mib * MIB), (2, most_mib * MIB)]}, x_label="x", y_label="y").axes[0]
+    assert [text.get_text() for text in panel.get_yticklabels()] == list(found.values())
+    low, high = panel.get_ylim()
+    assert low < least_mib * MIB <= most_mib * MIB < high
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
