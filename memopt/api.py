@@ -26,11 +26,10 @@ from memopt.ir import (
 )
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
-from memopt.pipeline import Shared, rewrite_forward
+from memopt.pipeline import Shared, on_device, rewrite_forward
 from memopt.rewrite import install, installed, own_forward, uninstall
 from memopt.rewrite.boundaries import install_within, joined, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
-from memopt.runtime import unsupported
 from memopt.verify import Copies, verify
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -136,16 +135,8 @@ def _plan(
     budget_bytes: int, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], config: Config
 ) -> MemoryPlan:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    rewriting, may_stay = _rewriting(_on(device, config))
+    rewriting, may_stay = _rewriting(on_device(device, config))
     return plan_call(budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
-
-
-def _on(device: torch.device, config: Config) -> Config:
-    """The configuration with "auto" spelt out for a device."""
-    if config.numerics != "auto":
-        return config
-    fused = device.type == "cuda" and unsupported(device) is None
-    return replace(config, numerics="fast" if fused else "exact")
 
 
 def _rewriting(config: Config) -> tuple[Rewriting, bool]:
@@ -163,6 +154,8 @@ def _rewriting(config: Config) -> tuple[Rewriting, bool]:
 
 def _descend(module: nn.Module, shared: Shared, path: str) -> None:
     """Where a forward cannot be recorded, those of the largest modules inside it may be."""
+    if not path:
+        shared.warn_of_unmatched([name for name, _ in module.named_modules()])
     for name, child in module.named_children():
         if not has_own_forward(child):
             _descend(child, shared, joined(path, name))
@@ -259,7 +252,7 @@ def _copies(target: nn.Module, shared: Shared) -> Copies:
 
     def rewritten(chains: slice | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, Shared(config, only=chains, plan=shared.plan, levels=shared.levels))
+        _install(duplicate, Shared(config, {*shared.warned}, chains, shared.plan, shared.levels))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)

@@ -29,7 +29,15 @@ from memopt.ir.plan import (
 )
 from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
 from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
-from memopt.ir.units import MIB, duration, first_names, mebibytes, parse_size, require_plausible, whole_mebibytes
+from memopt.ir.units import (
+    MIB,
+    duration,
+    first_names,
+    mebibytes,
+    parse_size,
+    require_plausible,
+    whole_mebibytes,
+)
 
 __all__ = [
     "IDENTITY",

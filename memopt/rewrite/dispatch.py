@@ -161,7 +161,7 @@ class Rewriter:
             first = reason not in self._warned
             self._warned.add(reason)
         if first:
-            warnings.warn(text, stacklevel=_callers_level())
+            warnings.warn(text, stacklevel=callers_level())
 
 
 def _but_for(module: nn.Module) -> str:
@@ -181,7 +181,7 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Si
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """For a warning: how far above the caller of this the frame is that is neither memopt's nor torch's."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
