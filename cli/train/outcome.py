@@ -25,7 +25,11 @@ def introduce(run: Run, say: Callable[[str], object]) -> None:
         f"{run.data.name}: {len(run.train):,} to train on, {len(run.valid):,} to validate, {tests:,} to test; "
         f"batches of {run.settings.batch_size}"
     )
-    if run.trainer.epoch or run.trainer.batch:
+    epochs = run.settings.epochs
+    if run.trainer.epoch >= epochs:
+        again = f"memopt train --resume {run.folder.path} --epochs N"
+        say(f"this run is finished: all {epochs} epochs are done. Go on with: {again}, N above {epochs}")
+    elif run.trainer.epoch or run.trainer.batch:
         say(f"going on from epoch {run.trainer.epoch + 1}, batch {run.trainer.batch + 1}")
     say(f"results in {run.folder.path}")
 
