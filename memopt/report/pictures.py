@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOLDINGS_SHOWN = 6
+ORIGIN_CHARACTERS = 62
+LATE_SHARE = 0.92
+"""Of a panel's width: what begins later has its name to the left, where there is room for it."""
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; grey for what no choice of memopt's changes.
-_COLOURS = {
-    "parameters": "#999999",
-    "optimizer state": "#bbbbbb",
+# Okabe and Ito's colours, which colour-blind readers tell apart, and one grey.
+COLOURS = {
+    "parameters": "#56B4E9",
+    "optimizer state": "#F0E442",
     "gradients": "#CC79A7",
-    "workspaces": "#dddddd",
+    "workspaces": "#C8C8C8",
     "arenas": "#009E73",
     "activations": "#0072B2",
     "scratch": "#E69F00",
@@ -61,21 +64,24 @@ def timeline_figure(lines: Mapping[str, Timeline]) -> "Figure":
         _draw_timeline(panel, title, line)
     panels[0].set_ylabel("allocated (MiB)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    columns = len(labels) if len(lines) > 1 else -(-len(labels) // 2)  # one panel is too narrow for all of them
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
 def _draw_timeline(panel: Any, title: str, line: Timeline) -> None:
     xs = range(len(line.moments))
     columns = [[moment[place] / MIB for moment in line.moments] for place in range(len(CATEGORIES))]
-    panel.stackplot(xs, columns, labels=CATEGORIES, colors=[_COLOURS[name] for name in CATEGORIES], linewidth=0)
+    panel.stackplot(xs, columns, labels=CATEGORIES, colors=[COLOURS[name] for name in CATEGORIES], linewidth=0)
     peak = line.peak_bytes / MIB
     panel.axhline(peak, color="black", linewidth=0.6, linestyle=":")
     panel.plot([line.peak_at], [peak], marker="v", color="black", markersize=6)
     panel.set_title(f"{title}: peak {peak:,.0f} MiB", loc="left", fontsize=10)
     panel.set_xlim(0, len(line.moments) - 1)
     panel.set_ylim(bottom=0)
-    panel.set_xticks([at for _, at in line.phases], [name for name, _ in line.phases], ha="left", fontsize=8)
+    panel.set_xticks([at for _, at in line.phases], [name for name, _ in line.phases], fontsize=8)
+    for (_, at), label in zip(line.phases, panel.get_xticklabels(), strict=True):
+        label.set_horizontalalignment("left" if at < LATE_SHARE * len(line.moments) else "right")
     panel.grid(axis="x", color="black", alpha=0.25, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     alive = "\n".join(
@@ -85,7 +91,10 @@ def _draw_timeline(panel: Any, title: str, line: Timeline) -> None:
 
 
 def _short(origin: str) -> str:
-    return origin if len(origin) <= 62 else f"{origin[:60]}…"
+    """Operator and line without torch's own additions; where they are too long for a panel, without their middle."""
+    origin = origin.removeprefix("aten.").replace(".default ", " ")
+    half = ORIGIN_CHARACTERS // 2
+    return origin if len(origin) <= ORIGIN_CHARACTERS else f"{origin[:half]}…{origin[1 - half :]}"
 
 
 def lines_figure(

@@ -1,4 +1,7 @@
 import builtins
+import math
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +9,7 @@ import pytest
 
 from memopt.measure import CATEGORIES, Holding, Timeline
 from memopt.report.pictures import (
+    COLOURS,
     PictureError,
     as_svg,
     lines_figure,
@@ -34,6 +38,56 @@ def test_both_panels_have_one_scale_and_mark_their_peaks() -> None:
     assert marked == [[[1.0, 900.0]], [[2.0, 90.0]]]
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ["forward", "backward"]
     assert "op" in panels[0].get_xlabel()
+
+
+BLINDNESS = {
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+}
+
+
+def seen_by(colour: str, blindness: str | None) -> list[float]:
+    """Linear red, green and blue of a colour for people who lack a kind of cone (Machado et al. 2009, severity 1)."""
+    given = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in given]
+    if blindness is None:
+        return linear
+    return [sum(w * c for w, c in zip(row, linear, strict=True)) for row in BLINDNESS[blindness]]
+
+
+@pytest.mark.parametrize("blindness", [None, *BLINDNESS])
+def test_everybody_tells_the_categories_apart(blindness: str | None) -> None:
+    seen = {name: seen_by(COLOURS[name], blindness) for name in CATEGORIES}
+    for first, second in combinations(seen, 2):
+        assert math.dist(seen[first], seen[second]) > 0.15, f"{first} and {second}"
+
+
+def test_origins_keep_operator_and_line() -> None:
+    def shown(origin: str) -> str:
+        at_peak = replace(line(1, 2), holdings=(Holding("scratch", origin, 1, 3 * MIB),))
+        return str(timeline_figure({"before": at_peak}).axes[0].get_xlabel().splitlines()[1])
+
+    assert shown("aten.cat.default  bc.py:49 DenseLayer.forward") == "     3.00 MiB  cat  bc.py:49 DenseLayer.forward"
+    long = shown(f"aten.cat.default  {'x' * 80}.py:49 forward")
+    assert long.startswith("     3.00 MiB  cat  xxx")
+    assert long.endswith("xxx.py:49 forward")
+    assert len(long) == 15 + 62
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_nothing_is_cut_at_the_edge(panels: int) -> None:
+    many = line(*range(1, 900), *[100] * 30)
+    late = replace(
+        many,
+        phases=(("forward", 0), ("backward", 400), ("update", 925)),
+        holdings=tuple(Holding("scratch", "operator " * 12, 1, 12345 * MIB) for _ in range(9)),
+    )
+    figure = timeline_figure(dict.fromkeys(("before", "after")[:panels], late))
+    figure.draw_without_rendering()
+    assert [label.get_ha() for label in figure.axes[0].get_xticklabels()] == ["left", "left", "right"]
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= drawn.x0 < drawn.x1 <= width
+    assert 0 <= drawn.y0 < drawn.y1 <= height
 
 
 def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
