@@ -72,17 +72,24 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
 
 
 def print_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str], file: TextIO
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    notes: Iterable[str],
+    file: TextIO,
+    remarks: Iterable[str] = (),
 ) -> None:
-    """Print rows of text under a title, the first two columns to the left, and sentences below them."""
+    """Print rows of text under a title and remarks, the first two columns to the left, and sentences below them."""
     table = _table()
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place < 2 else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     with _printing(file, None) as console:
-        console.print(Text(f"{title}\n", style="bold"))
-        console.print(table, "")
+        console.print(Text(title, style="bold"))
+        for remark in remarks:
+            console.print(Text(remark))
+        console.print("", table, "", sep="\n")
         for note in notes:
             console.print(Text(note))
 
