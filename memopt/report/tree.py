@@ -1,7 +1,8 @@
 """What became of every chain, block by block: as a tree on a terminal, and as data."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.text import Text
@@ -20,10 +21,25 @@ def explanation_tree(explanation: Explanation) -> Tree:
     for number, block in by_block(chains).items():
         name = f"dense block {number}" if number else "in no dense block"
         done = sum(chain.action == "rewritten" for chain in block)
-        branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}", style="bold"))
+        shared = _shared_reasons(block)
+        because = "".join(
+            f"; {count}{' left alone' if action == 'rejected' else ''} because {reason}"
+            for (action, reason), count in shared.items()
+        )
+        branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}{because}", style="bold"))
         for chain in block:
-            branch.add(_leaf(chain))
+            branch.add(_leaf(replace(chain, reason=None) if (chain.action, chain.reason) in shared else chain))
     return tree
+
+
+def _shared_reasons(block: Iterable[ChainReport]) -> dict[tuple[str, str], int]:
+    """The most frequent reason of each action, where several chains have it: it is said once, not at each of them."""
+    counts = Counter((chain.action, chain.reason) for chain in block if chain.reason is not None)
+    shared: dict[tuple[str, str], int] = {}
+    for (action, reason), count in counts.most_common():
+        if count > 1 and all(other != action for other, _ in shared):
+            shared[action, reason] = count
+    return shared
 
 
 def explanation_document(explanation: Explanation, target: str | None = None) -> dict[str, Any]:
@@ -57,7 +73,8 @@ def _leaf(chain: ChainReport) -> Text:
     where = chain.module or chain.node
     place = f" ({chain.source})" if chain.source else ""
     if chain.action == "rejected":
-        return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), f", because {chain.reason}")
+        because = f", because {chain.reason}" if chain.reason else ""
+        return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), because)
     kind = " exit" if chain.role == "exit" else ""
     how = "on fused kernels" if chain.numerics == "fast" else "exactly"
     what = f"keeps what eager keeps, {how}" if chain.level == "keep" else f"recomputes {chain.level} {how}"
