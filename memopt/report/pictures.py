@@ -44,7 +44,7 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PictureError(
-            "Pictures are drawn by matplotlib, which is not installed. Install it with pip install 'memopt[plot]'."
+            "Pictures are drawn by matplotlib, which is not installed. Install it with pip install matplotlib."
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

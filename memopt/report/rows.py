@@ -10,7 +10,7 @@ from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Tim
 
 NOTHING = "—"
 OUT_OF_MEMORY = "out of memory"
-HARDLY_SHARE = 0.01
+HARDLY_SHARE = 0.001
 """Of the peak: less is hardly there."""
 
 # How each figure is called; the order is that of the report.

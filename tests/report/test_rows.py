@@ -167,7 +167,7 @@ def test_the_categories_of_a_predicted_peak() -> None:
         FigureRow("activations", "400.0 MiB", "100.0 MiB", "0.250 ×"),
         FigureRow("scratch", "5.00 MiB", "0.0 MiB", "0.000 ×"),
     )
-    hardly = category_rows(line(gradients=3, activations=400), line(gradients=8, activations=100))
+    hardly = category_rows(line(gradients=3, activations=4000), line(gradients=8, activations=100))
     assert hardly[0] == FigureRow("gradients", "3.00 MiB", "8.00 MiB", "—")
     assert category_rows(line(scratch=5), None) == (FigureRow("scratch", "5.00 MiB", "—", "—"),)
     assert category_rows(None, None) == ()
