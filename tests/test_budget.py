@@ -117,6 +117,16 @@ def test_a_model_that_fits_stays_as_it_is_where_memopt_needs_more() -> None:
     assert memopt.plan_memory(tiny(), torch.randn(4, 6, 8, 8), config=config).untouched
 
 
+def test_a_model_without_chains_is_refused_too_little_and_stays_within_the_least() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.randn(64, 3, 32, 32)
+    with pytest.raises(memopt.BudgetError) as caught:
+        memopt.plan_memory(model, x, config=memopt.Config(memory_budget="2MiB"))
+    assert caught.value.least_bytes is not None
+    plan = memopt.plan_memory(model, x, config=memopt.Config(memory_budget=caught.value.least_bytes))
+    assert plan.untouched
+    assert plan.layers == ()
+
+
 def test_planning_without_a_budget_names_what_is_missing() -> None:
     for config in (None, memopt.Config()):
         with pytest.raises(memopt.ConfigError, match=r"config=memopt.Config\(memory_budget="):

@@ -121,8 +121,8 @@ class _Planner:
     def _least(self, stages: list[Stage], layer: Predicted) -> tuple[dict[str, Level], Predicted]:
         """The levels that need least: a few layers that keep something can need less than none."""
         low, high = 0, 2 * max(max(stage.needed_bytes.values()) for stage in stages)
-        levels: dict[str, Level] = {}
-        while high - low > MARGIN_BYTES // 2 or not levels:
+        levels: dict[str, Level] | None = None
+        while levels is None or high - low > MARGIN_BYTES // 2:
             middle = (low + high) // 2
             chosen = choose_levels(stages, middle)
             low, high, levels = (middle, high, levels) if chosen is None else (low, middle, chosen)
