@@ -6,12 +6,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from memopt.ir import duration, mebibytes
 from memopt.report import print_table
 
 from .errors import CommandError
 
-MIB = 2**20
 DONE, ABOVE = 0, 1
+NOTHING = "—"
+# What a report is of, and how a remark calls it.
+_SUBJECT = {
+    "target": "target",
+    "input_shapes": "input",
+    "dtype": "dtype",
+    "amp": "autocast dtype",
+    "device_name": "device",
+}
 # Where a report keeps figures, and how a row calls them.
 _PLACES = {"measured": (), "predicted": ("predicted",)}
 _FIGURES = (
@@ -44,8 +53,30 @@ def diff(options: argparse.Namespace) -> int:
     rows += _states(documents)
     failed = _failures(documents, worst, options.fail_above)
     heads = ("", "figure", *(Path(path).name for path in options.reports), *["ratio"] * (len(documents) - 1))
-    print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout)
+    remarks = _differences(documents)
+    if any(NOTHING in row for row in rows):
+        remarks.append(
+            f"{NOTHING}: a report has no such figure. Steps are measured by optimize --report alone, and what is "
+            "reserved on a GPU alone; to a figure that is missing there is no ratio."
+        )
+    print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout, remarks)
     return ABOVE if failed else DONE
+
+
+def _differences(documents: list[dict[str, Any]]) -> list[str]:
+    """What the reports are of, where that is not the same."""
+    remarks = []
+    for key, name in _SUBJECT.items():
+        values = [_subject(document.get(key)) for document in documents]
+        if len(set(values)) > 1:
+            remarks.append(f"The {name} is not the same: {', '.join(values)}.")
+    return remarks
+
+
+def _subject(value: Any) -> str:
+    if isinstance(value, list):  # of shapes
+        return " and ".join("x".join(map(str, shape)) for shape in value) or "none"
+    return "none" if value is None else str(value)
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -76,10 +107,10 @@ def _ratio(first: float | None, other: float | None) -> float | None:
 def _row(place: str, figure: str, values: list[float | None], ratios: list[float | None]) -> list[str]:
     def text(value: float | None) -> str:
         if value is None:
-            return "—"
-        return f"{value * 1e3:,.1f} ms" if figure == "step_seconds" else f"{value / MIB:,.1f} MiB"
+            return NOTHING
+        return duration(value) if figure == "step_seconds" else mebibytes(value)
 
-    shown = ["—" if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
+    shown = [NOTHING if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
     return [place, _name(figure), *map(text, values), *shown]
 
 

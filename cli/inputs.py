@@ -52,6 +52,12 @@ def make_inputs(
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
+def channels_of(model: nn.Module) -> int | None:
+    """Channels that a model's first convolution takes; None where there is none, or it does not know them yet."""
+    convolutions = (module for module in model.modules() if isinstance(module, tuple(_CONVOLUTIONS)))
+    return next((int(module.in_channels) or None for module in convolutions), None)  # type: ignore[arg-type]
+
+
 def _parse(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"-?\d+([x×]-?\d+)*", text):
         raise CommandError(f"--input {text!r} is not a shape. Write sizes joined by x, for example 64x3x32x32.")

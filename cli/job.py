@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import memopt
+from memopt.ir import parse_size
 from memopt.measure.step import autocast, seeded
 
 from .errors import CommandError, describe
@@ -53,10 +54,11 @@ def make_job(options: argparse.Namespace) -> Job:
         CommandError: something cannot be used.
         ConfigError: `--numerics`, `--recompute` or `--budget` asks for what there is not.
     """
+    budget = getattr(options, "budget", None)
     config = memopt.Config(
         numerics=options.numerics,
         recompute=options.recompute,
-        memory_budget=getattr(options, "budget", None),
+        memory_budget=None if budget is None else parse_size(budget, "--budget"),
         verify=False,
     )
     device = choose_device(options.device)

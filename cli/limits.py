@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from memopt.ir import parse_size, whole_mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import largest_fitting
 from memopt.report import print_table, stage_display
-from memopt.sizes import parse_size
 
 from .errors import CommandError
 from .job import Job, make_job
 from .target import load_target, parse_arguments, takes_argument
 from .variants import NAIVE, Variant, levels, measured, other_variants, predicted, with_batch
 
-MIB = 2**20
 DEPTH = "depth"
 # A deep model takes long to predict: the depth found is at most this share too small.
 DEPTH_TOLERANCE = 0.02
@@ -128,7 +127,7 @@ def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device)
 
 def _print(answers: list[tuple[str, str, Limit]], memory_bytes: int, job: Job) -> None:
     def mib(size_bytes: int | None) -> str:
-        return "—" if size_bytes is None else f"{size_bytes / MIB:,.0f} MiB"
+        return "—" if size_bytes is None else whole_mebibytes(size_bytes)
 
     verified = any(limit.trained is not None for _, _, limit in answers)
     rows = []
@@ -139,9 +138,9 @@ def _print(answers: list[tuple[str, str, Limit]], memory_bytes: int, job: Job) -
         words = {True: "yes", False: "no: out of memory", None: "—"}
         rows.append([*row, words[limit.trained]] if verified else row)
     shape = "x".join(map(str, job.inputs[0].shape[1:]))
-    batch = job.inputs[0].shape[0]
+    depths = f", depths at batch {job.inputs[0].shape[0]}" if any(name == DEPTH for name, _, _ in answers) else ""
     print_table(
-        f"{job.target.text} in {memory_bytes / MIB:,.0f} MiB, input {shape}, depths at batch {batch}",
+        f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shape}{depths}",
         ("", "variant", "fits", "peak allocated", "peak reserved", *(("trained here",) if verified else ())),
         rows,
         (

@@ -54,12 +54,21 @@ def build_parser() -> argparse.ArgumentParser:
     limits = _command(commands, "limits", "the largest batch, and the deepest model, that train in a given memory")
     limits.add_argument("--memory", required=True, metavar="SIZE", help="of the GPU, 12GiB for example")
     _add_also(limits)
-    sweep = _command(commands, "sweep", "memory over a range of depths, batch sizes or arguments", batch_size=str)
-    sweep.add_argument(
-        "--depth", metavar="START:STOP:STEP", help="vary the argument depth; so do --batch-size and --arg"
+    sweep = _command(
+        commands,
+        "sweep",
+        "memory over a range of depths, batch sizes or arguments",
+        about="One of --depth, --batch-size and --arg KEY= is given a range START:STOP:STEP: every STEP-th number from "
+        "START on, up to STOP and including it where a step ends there. 40:160:60 is 40, 100, 160. A range of "
+        "--batch-size takes the place of the first size of --input.",
+        batch_size=str,
     )
+    sweep.add_argument("--depth", metavar="START:STOP:STEP", help="vary the argument depth of the class or factory")
     sweep.add_argument(
-        "--out", default="sweep", metavar="PREFIX", help="of the CSV, SVG and PNG files; default: %(default)s"
+        "--out",
+        default="sweep",
+        metavar="PREFIX",
+        help="write PREFIX.csv, PREFIX.svg and PREFIX.png; default: %(default)s, in the working directory",
     )
     sweep.add_argument("--levels", action="store_true", help="memopt at each level instead of the best for memory")
     sweep.add_argument("--measure", action="store_true", help="run real steps on a GPU instead of predicting them")
@@ -93,12 +102,12 @@ def _add_also(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(
-    commands: Any, name: str, summary: str, batch_size: Callable[[str], Any] | None = None
+    commands: Any, name: str, summary: str, about: str = "", batch_size: Callable[[str], Any] | None = None
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
-        description=f"{summary[:1].upper()}{summary[1:]}.",
+        description=f"{summary[:1].upper()}{summary[1:]}. {about}",
         epilog=f"{DEFAULTS} {EXIT_STATUS}",
     )
     parser.add_argument("target", metavar="TARGET", help=TARGET_HELP)

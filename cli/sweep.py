@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from memopt.ir import duration, mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import fitted_exponent
 from memopt.report import print_table, stage_display
@@ -21,7 +23,6 @@ from .ranges import is_range, parse_range
 from .target import load_target, parse_arguments
 from .variants import NAIVE, Variant, levels, measured, memopt_variant, other_variants, predicted, with_batch
 
-MIB = 2**20
 FIELDS = (
     "target", "variable", "value", "variant", "source",
     "activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "step_seconds", "device", "torch",
@@ -49,9 +50,9 @@ class _Range:
 def sweep(options: argparse.Namespace) -> int:
     """Run the command."""
     varied = _varied(options)
-    out = Path(options.out)
-    for suffix in (".csv", ".svg", ".png"):
-        require_writable(f"{out}{suffix}", "--out")
+    table, *pictures = paths = [Path(f"{options.out}{suffix}") for suffix in (".csv", ".svg", ".png")]
+    for path in paths:
+        require_writable(str(path), "--out")
     with stage_display(sys.stderr) as on_stage:
         on_stage("loading the model")
         job = make_job(options)
@@ -63,9 +64,10 @@ def sweep(options: argparse.Namespace) -> int:
             for variant in (NAIVE, *other_variants(options.also), *ours):
                 on_stage(f"{varied.name} {value}: {variant.label}")
                 points.append(Point(value, variant.label, _figures(varied.job(job, value), variant, options.measure)))
-    _write_csv(points, varied.name, job, options.measure, Path(f"{out}.csv"))
-    _draw(points, varied.name, job, out)
+    _write_csv(points, varied.name, job, options.measure, table)
+    _draw(points, varied.name, job, pictures)
     _print(points, varied.name, job, options.measure)
+    print(f"Written: {', '.join(map(str, paths))}")  # not by the table's printer, which would break a path
     return 0
 
 
@@ -79,7 +81,10 @@ def _varied(options: argparse.Namespace) -> _Range:
     found = [_Range(name, values, _argument_varied(options, name)) for name, values in given]
     if options.batch_size is not None and is_range(options.batch_size):
         found.append(_Range("batch size", parse_range(options.batch_size, "--batch-size"), with_batch))
-        options.batch_size = found[-1].values[0]
+        first = found[-1].values[0]
+        # The first size of --input is the batch, which is what varies.
+        options.input = [re.sub(r"^\d+", str(first), shape) for shape in options.input]
+        options.batch_size = None if options.input else first
     elif options.batch_size is not None:
         options.batch_size = _whole(options.batch_size)
     if len(found) != 1:
@@ -130,40 +135,41 @@ def _write_csv(points: list[Point], variable: str, job: Job, measure: bool, path
 
 
 def _series(points: list[Point]) -> dict[str, list[tuple[float, float]]]:
-    """Activation peaks in MiB by variant, where there are any."""
+    """Activation peaks in bytes by variant, where there are any."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         peak_bytes = point.figures.activation_peak_bytes
         if peak_bytes:
-            lines.setdefault(point.variant, []).append((point.value, peak_bytes / MIB))
+            lines.setdefault(point.variant, []).append((point.value, peak_bytes))
     return lines
 
 
-def _draw(points: list[Point], variable: str, job: Job, out: Path) -> None:
+def _draw(points: list[Point], variable: str, job: Job, paths: list[Path]) -> None:
     batch = "" if variable == "batch size" else f", batch {job.inputs[0].shape[0]}"
     lines = {}
     for label, series in _series(points).items():
         exponent = fitted_exponent(series)
         lines[label if exponent is None else f"{label}: grows with exponent {exponent}"] = series
-    figure = lines_figure(lines, x_label=f"{variable} of {job.target.name}{batch}", y_label="activation peak (MiB)")
-    for suffix in (".svg", ".png"):
-        save_figure(figure, Path(f"{out}{suffix}"))
+    figure = lines_figure(lines, x_label=f"{variable} of {job.target.name}{batch}", y_label="activation peak")
+    for path in paths:
+        save_figure(figure, path)
 
 
 def _print(points: list[Point], variable: str, job: Job, measure: bool) -> None:
     def cells(figures: StepFigures) -> list[str]:
         if figures.out_of_memory:
-            return ["out of memory", "—", "—", "—"]
+            return ["out of memory", *["—"] * (len(heads) - 3)]
         sizes = (figures.activation_peak_bytes, figures.peak_allocated_bytes, figures.peak_reserved_bytes)
-        seconds = "—" if figures.step_seconds is None else f"{figures.step_seconds * 1e3:,.1f} ms"
-        return [*("—" if size is None else f"{size / MIB:,.1f} MiB" for size in sizes), seconds]
+        shown = ["—" if size is None else mebibytes(size) for size in sizes]
+        return shown if figures.step_seconds is None else [*shown, duration(figures.step_seconds)]
 
+    heads = [variable, "variant", "activation peak", "peak allocated", "peak reserved", *(["step"] if measure else [])]
     source = f"measured on {torch.cuda.get_device_name(job.device)}" if measure else "predicted for a GPU"
     exponents = [(label, fitted_exponent(series)) for label, series in _series(points).items()]
     notes = [f"{label}: the activation peak grows with {variable} to the power {e}." for label, e in exponents if e]
     print_table(
         f"{job.target.text}, {source}",
-        (variable, "variant", "activation peak", "peak allocated", "peak reserved", "step"),
+        heads,
         [[str(point.value), point.variant, *cells(point.figures)] for point in points],
         notes,
         sys.stdout,

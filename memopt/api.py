@@ -26,11 +26,10 @@ from memopt.ir import (
 )
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
-from memopt.pipeline import Shared, rewrite_forward
+from memopt.pipeline import Shared, on_device, rewrite_forward
 from memopt.rewrite import install, installed, own_forward, uninstall
 from memopt.rewrite.boundaries import install_within, joined, with_boundaries
 from memopt.rewrite.dispatch import Rewriter, RewrittenForward
-from memopt.runtime import unsupported
 from memopt.verify import Copies, verify
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -112,7 +111,9 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
     return rewriter
 
 
-def plan_memory(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, config: Config) -> MemoryPlan:
+def plan_memory(
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, *, config: Config | None = None
+) -> MemoryPlan:
     """What `config.memory_budget` would make of a model, without changing it: levels, and what they should take.
 
     Args:
@@ -124,9 +125,9 @@ def plan_memory(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor
         ConfigError: `config` has no memory budget.
         BudgetError: no step keeps within it.
     """
-    budget_bytes = checked(config, example_inputs).budget_bytes
-    if budget_bytes is None:
-        raise ConfigError("memopt.plan_memory plans for a budget. Pass config=memopt.Config(memory_budget=...).")
+    config = checked(config, example_inputs)
+    if (budget_bytes := config.budget_bytes) is None:
+        raise ConfigError('memopt.plan_memory plans for a budget. Pass config=memopt.Config(memory_budget="6GiB").')
     return _plan(budget_bytes, unwrapped(model), as_tuple(example_inputs), {}, config)
 
 
@@ -134,16 +135,8 @@ def _plan(
     budget_bytes: int, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], config: Config
 ) -> MemoryPlan:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    rewriting, may_stay = _rewriting(_on(device, config))
+    rewriting, may_stay = _rewriting(on_device(device, config))
     return plan_call(budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
-
-
-def _on(device: torch.device, config: Config) -> Config:
-    """The configuration with "auto" spelt out for a device."""
-    if config.numerics != "auto":
-        return config
-    fused = device.type == "cuda" and unsupported(device) is None
-    return replace(config, numerics="fast" if fused else "exact")
 
 
 def _rewriting(config: Config) -> tuple[Rewriting, bool]:
@@ -161,6 +154,8 @@ def _rewriting(config: Config) -> tuple[Rewriting, bool]:
 
 def _descend(module: nn.Module, shared: Shared, path: str) -> None:
     """Where a forward cannot be recorded, those of the largest modules inside it may be."""
+    if not path:
+        shared.warn_of_unmatched([name for name, _ in module.named_modules()])
     for name, child in module.named_children():
         if not has_own_forward(child):
             _descend(child, shared, joined(path, name))
@@ -202,7 +197,7 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     """What one rewriter has to say, and those of the containers that its recording stopped at."""
     latest = rewriter.latest
     if latest is None:
-        note = "Nothing is recorded yet: the first forward that records gradients does it."
+        note = "Nothing is recorded yet. Run a training forward, or call memopt.apply with example_inputs."
         return Explanation(True, False, False, (), (note,))
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
@@ -257,7 +252,7 @@ def _copies(target: nn.Module, shared: Shared) -> Copies:
 
     def rewritten(chains: slice | None) -> nn.Module:
         duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, Shared(config, only=chains, plan=shared.plan, levels=shared.levels))
+        _install(duplicate, Shared(config, {*shared.warned}, chains, shared.plan, shared.levels))
         return duplicate
 
     return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
@@ -310,8 +305,8 @@ def compare(
         measure=measure,
         on_stage=on_stage,
     )
-    result = replace(result, plan=plan)
+    notes = dict.fromkeys(result.notes)  # before and after may have the same to say
     is_predicted = result.predicted_after is not None and bool(result.explanation.rewritten)
     if chosen.numerics == "auto" and result.device != "cuda" and is_predicted:
-        return replace(result, notes=(*result.notes, _AUTO_NOTE))
-    return result
+        notes[_AUTO_NOTE] = None
+    return replace(result, plan=plan, notes=tuple(notes))

@@ -1,13 +1,12 @@
 """What a user may choose. Few fields, each with its default."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from memopt.errors import ConfigError
-from memopt.ir import Level
-from memopt.sizes import parse_size
+from memopt.ir import Level, parse_size, require_plausible
 
 Numerics = Literal["auto", "exact", "fast"]
 Recompute = Literal["auto", "keep", "concat", "layer"]
@@ -27,11 +26,12 @@ class Config:
             output; "layer" keeps only the features and recomputes the bottleneck convolution too; "keep" recomputes
             nothing that eager does not (on fused kernels, which never store concats, it is "concat"). "auto" (the
             default) is "layer". A mapping chooses for each layer: of patterns of the dotted path of the layer's first
-            norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does.
-        memory_budget: bytes, or a size such as "6GiB", that a training step's peak allocated stays within: parameters,
-            gradients and one momentum for each parameter included. Each layer then keeps as much as there is room for,
-            where that spares most time; `recompute` must be "auto". Planned from predicted steps for every kind of
-            input anew, which takes some seconds. None (the default): as `recompute` says.
+            norm, such as {"block3.*": "concat"}, the first that matches counts; "layer" where none does. Of a pattern
+            that matches no layer there is a warning once forward is recorded.
+        memory_budget: bytes (a MiB or more), or a size such as "6GiB", that a training step's peak allocated stays
+            within: parameters, gradients and one momentum for each parameter included. Each layer then keeps as much
+            as there is room for, where that spares most time; `recompute` must be "auto". Planned from predicted steps
+            for every kind of input anew, which takes some seconds. None (the default): as `recompute` says.
         verify: compare the rewritten model with the untouched one when `apply` is given example inputs
             (default True).
 
@@ -59,6 +59,8 @@ class Config:
             )
         if self.budget_bytes is not None and self.budget_bytes <= 0:
             raise ConfigError(f"Config.memory_budget is {self.memory_budget!r}. Give more than nothing.")
+        if not isinstance(self.memory_budget, str | None):
+            require_plausible(self.memory_budget, "Config.memory_budget")
 
     @property
     def budget_bytes(self) -> int | None:
@@ -76,3 +78,8 @@ class Config:
         else:
             chosen = self.recompute
         return "layer" if chosen == "auto" else cast("Level", chosen)
+
+    def unmatched(self, paths: Collection[str]) -> tuple[str, ...]:
+        """Patterns of `recompute` that match none of the layers' paths: misspelt, or of another model."""
+        patterns = self.recompute if isinstance(self.recompute, Mapping) else ()
+        return tuple(p for p in patterns if not any(fnmatchcase(path, p) for path in paths))

@@ -1,6 +1,7 @@
 """What a user may choose, and what becomes of it layer by layer."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -32,6 +33,55 @@ def test_the_first_pattern_that_matches_counts() -> None:
     assert [config.level_of(path) for path in paths] == ["concat", "layer", "concat", "layer"]
     assert memopt.Config().level_of("anything") == "layer"
     assert memopt.Config(recompute="concat").level_of("anything") == "concat"
+
+
+TYPO = {"blok1.*": "concat", "block2.*": "concat", "*": "layer"}
+
+
+def warned_of(model: torch.nn.Module, *inputs: Any) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        memopt.apply(model, *inputs, config=memopt.Config(recompute=TYPO))
+        model(images())
+        model(images(3))
+    (warning,) = caught
+    assert warning.filename == __file__
+    return str(warning.message)
+
+
+@pytest.mark.parametrize("inputs", [(), (images(),)])
+def test_a_pattern_that_matches_nothing_is_warned_of_once(inputs: Any) -> None:
+    said = warned_of(dense_net(), *inputs)
+    assert said == (
+        "Config.recompute: the pattern 'blok1.*' matches no layer. There are block1.layers.0.norm1, "
+        "block1.layers.1.norm1, block1.layers.2.norm1 and 4 more."
+    )
+
+
+def test_patterns_reach_into_containers_with_hooks() -> None:
+    model = dense_net()
+    for block in (model.block1, model.block2):
+        block.register_forward_hook(lambda module, args, output: None)
+    assert "'blok1.*' matches no layer" in warned_of(model)
+
+
+def test_patterns_reach_into_parts() -> None:
+    class Branching(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dense_net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.inner(x)
+            return y if y.sum() > 0 else -y
+
+    model = memopt.apply(Branching(), config=memopt.Config(recompute={"inner.block2.*": "concat", "iner.*": "keep"}))
+    with (
+        pytest.warns(UserWarning, match="as it is but for inner"),
+        pytest.warns(UserWarning, match="the pattern 'iner") as caught,
+    ):
+        model(images())
+    assert not [w for w in caught if "the pattern 'inner" in str(w.message)]
 
 
 @pytest.mark.parametrize("numerics", ["exact", "fast"])

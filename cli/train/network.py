@@ -37,10 +37,10 @@ class Network:
 
 
 def find_network(settings: Settings, data: DataSet) -> Network:
-    """Find the model and try it on two images.
+    """Find the model.
 
     Raises:
-        CommandError: there is none, or it does not classify such images.
+        CommandError: there is none.
     """
     arguments = parse_arguments(settings.arg)
     if settings.model is None:
@@ -50,23 +50,26 @@ def find_network(settings: Settings, data: DataSet) -> Network:
     else:
         target = load_target(settings.model, arguments)
         name = settings.model
-    network = Network(target, settings.seed, name)
-    _probe(network, data)
-    return network
+    return Network(target, settings.seed, name)
 
 
-def _probe(network: Network, data: DataSet) -> None:
+def require_classifier(network: Network, data: DataSet, channels: int) -> None:
+    """Try the model on two images of so many channels.
+
+    Raises:
+        CommandError: it does not classify such images.
+    """
     model = network.make()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise CommandError(f"{network.name} has no parameter that requires a gradient: nothing to train.")
-    shape = (PROBE_IMAGES, 3, data.size, data.size)
+    shape = (PROBE_IMAGES, channels, data.size, data.size)
     try:
         with seeded(0, torch.device("cpu")), torch.no_grad():
             logits = model(torch.zeros(shape))
     except Exception as error:
         size, reason = "x".join(map(str, shape)), describe(error, network.target.file)
         raise CommandError(
-            f"{network.name} refuses images of shape {size}: {reason}. Name a model for colour images of this size."
+            f"{network.name} refuses images of shape {size}: {reason}. Name a model for images of this shape."
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[0] != PROBE_IMAGES:
         raise CommandError(f"{network.name} does not return logits of shape (images, classes). Name a classifier.")

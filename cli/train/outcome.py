@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from densenet_models.train import EpochResult
+from memopt.ir import whole_mebibytes
 from memopt.report import Curve, draw_curves
 
 from .prepare import Run
@@ -24,7 +25,11 @@ def introduce(run: Run, say: Callable[[str], object]) -> None:
         f"{run.data.name}: {len(run.train):,} to train on, {len(run.valid):,} to validate, {tests:,} to test; "
         f"batches of {run.settings.batch_size}"
     )
-    if run.trainer.epoch or run.trainer.batch:
+    epochs = run.settings.epochs
+    if run.trainer.epoch >= epochs:
+        again = f"memopt train --resume {run.folder.path} --epochs N"
+        say(f"this run is finished: all {epochs} epochs are done. Go on with: {again}, N above {epochs}")
+    elif run.trainer.epoch or run.trainer.batch:
         say(f"going on from epoch {run.trainer.epoch + 1}, batch {run.trainer.batch + 1}")
     say(f"results in {run.folder.path}")
 
@@ -42,7 +47,7 @@ def epoch_line(result: EpochResult, epochs: int, note: dict[str, Any], memory: s
         f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}  lr {result.learning_rate:<6g} "
         f"train loss {result.train.loss:.4f} error {100 * result.train.error:5.2f} %  "
         f"valid loss {result.valid.loss:.4f} error {100 * result.valid.error:5.2f} %  "
-        f"{note['seconds']:.1f} s  {memory} {note['peak_bytes'] / 2**20:,.0f} MiB"
+        f"{note['seconds']:.1f} s  {memory} {whole_mebibytes(note['peak_bytes'])}"
     )
 
 

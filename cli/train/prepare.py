@@ -13,16 +13,19 @@ import memopt
 from densenet_models.train import Trainer
 
 from ..errors import CommandError
+from ..inputs import channels_of
 from ..job import choose_device
 from .batch_size import free_bytes, largest_batch, predicted_peak
 from .batches import Batches, Share
 from .data import DataSet, Part, load_data, split
+from .grey import GREY, GreyBatches
 from .group import Wrapping, launched, on_first_rank, require_possible, wrapped
-from .network import Network, find_network
+from .network import Network, find_network, require_classifier
 from .run_folder import Notes, RunFolder, next_free
 from .settings import AUTO, Settings, new_settings, resumed_settings
 
 RUNS = Path("runs")
+COLOURS = 3
 READERS = 2
 """Processes that read image files, unless the user says how many."""
 
@@ -109,16 +112,21 @@ def prepare(options: argparse.Namespace, machine: Machine) -> Run:
         folder = RunFolder(Path(options.save) if options.save else _agreed_path())
         settings = new_settings(options)
     data = load_data(settings.data, settings.image_size)
-    train, valid = split(data.train, settings.valid_size, settings.seed)
     network = find_network(settings, data)
+    train, valid = split(data.train, settings.valid_size, settings.seed)
+    # The digits are grey, and come in as many channels as the model takes.
+    channels = GREY if settings.data is None and channels_of(network.make()) == GREY else COLOURS
+    require_classifier(network, data, channels)
     if options.batch_size == AUTO and not resumed:
-        settings = replace(settings, batch_size=_largest_batch(settings, network, data, len(train), machine))
+        shape = (channels, data.size, data.size)
+        settings = replace(settings, batch_size=_largest_batch(settings, network, shape, len(train), machine))
     _require_batch(settings.batch_size, machine.share, len(train))
     if not resumed:
         on_first_rank(lambda: folder.begin(settings.as_dict()))
     trainer = _make_trainer(settings, network, machine)
     notes = folder.load_state(trainer) if resumed else []
-    return Run(settings, data, train, valid, _batches(settings, data, machine), network, trainer, folder, notes)
+    batches = _batches(settings, data, machine, GreyBatches if channels == GREY else Batches)
+    return Run(settings, data, train, valid, batches, network, trainer, folder, notes)
 
 
 def _agreed_path() -> Path:
@@ -140,8 +148,8 @@ def _make_trainer(settings: Settings, network: Network, machine: Machine) -> Tra
     return Trainer(model, settings.recipe, forward)
 
 
-def _batches(settings: Settings, data: DataSet, machine: Machine) -> Batches:
-    return Batches(
+def _batches(settings: Settings, data: DataSet, machine: Machine, kind: type[Batches]) -> Batches:
+    return kind(
         data=data,
         size=settings.batch_size,
         share=machine.share,
@@ -153,9 +161,8 @@ def _batches(settings: Settings, data: DataSet, machine: Machine) -> Batches:
     )
 
 
-def _largest_batch(settings: Settings, network: Network, data: DataSet, images: int, machine: Machine) -> int:
+def _largest_batch(settings: Settings, network: Network, shape: tuple[int, ...], images: int, machine: Machine) -> int:
     device, ranks = machine.device, machine.share.ranks
-    shape = (3, data.size, data.size)
     peak_bytes = predicted_peak(network.make, shape, device.type, settings.recipe.amp, machine.config)
     free = torch.tensor(free_bytes(device), device=device)
     if dist.is_initialized():

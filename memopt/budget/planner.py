@@ -12,16 +12,16 @@ from torch import nn
 
 from memopt.budget.stages import Predicted, known, layers_of, stages_of, useful_levels
 from memopt.errors import BudgetError
-from memopt.ir import Explanation, Level, MemoryPlan, PlannedLayer
-from memopt.measure.memory import StepFigures, leave
-from memopt.measure.predict import Prediction, PredictionError, predict
+from memopt.ir import MIB, Explanation, Level, MemoryPlan, PlannedLayer, whole_mebibytes
+from memopt.measure.memory import leave
+from memopt.measure.predict import PredictionError, predict
 from memopt.measure.step import Inputs, MakeModel, StepError
 from memopt.measure.target import GPU, Target
 from memopt.plan.choice import Layer, Stage, choose_levels
 
 MARGIN = 0.01
 """Share of the budget that is left free: predictions are about that good."""
-MARGIN_BYTES = 2 * 2**20
+MARGIN_BYTES = 2 * MIB
 ATTEMPTS = 4
 """How often a choice that exceeds the budget as a whole is made again with less."""
 
@@ -61,7 +61,8 @@ def plan_within(
         make_model: builds a fresh model on the CPU, in the mode that it is trained in.
         inputs: positional arguments of forward; of tensors only the kind is read.
         rewriting: how a model is rewritten.
-        may_stay: whether a model that fits as it is may stay so: eager is as quick as memopt there.
+        may_stay: whether a model that fits as it is may stay so: eager is as quick as memopt there. Where memopt needs
+            no less than it, it stays so anyway.
         amp: autocast dtype or None.
         target: the machine predicted for.
 
@@ -86,25 +87,23 @@ class _Planner:
 
     def plan(self, may_stay: bool) -> MemoryPlan:
         """The quickest levels."""
-        least = self._rewritten("layer")
-        if may_stay or not least.chains:
-            naive = self._predict(leave)
-            if known(naive.figures.peak_allocated_bytes) <= self._usable_bytes:
-                kept = tuple(PlannedLayer(c.module, c.block, "keep", c.saved_bytes, 0.0, 0.0) for c in least.chains)
-                return self._plan(kept, naive.figures, least, untouched=True)
-        uniform = {level: self._rewritten(level) for level in useful_levels(least.chains)} | {"layer": least}
+        layer = self._rewritten("layer")
+        naive = self._predicted(leave) if may_stay or _may_need_more_than_naive(layer) else None
+        if naive is not None and naive.peak_bytes <= self._usable_bytes:
+            reason = _reason_to_stay(naive, layer, may_stay)
+            if reason is not None:
+                kept = tuple(PlannedLayer(c.module, c.block, "keep", c.saved_bytes, 0.0, 0.0) for c in layer.chains)
+                return self._plan(kept, naive, stays_because=reason)
+        uniform = {level: self._rewritten(level) for level in useful_levels(layer.chains)} | {"layer": layer}
         layers = layers_of(uniform, self._target)
         stages = stages_of(uniform, layers)
-        blocks = {chain.module: chain.block for chain in least.chains}
-        fitting = self._fitting(stages)
-        if fitting is None:
-            floor = self._least(stages)
-            everything: dict[str, Level] = dict.fromkeys(layers, "layer")
-            fitting = min(((everything, least), floor), key=lambda choice: choice[1].peak_bytes)
-        levels, whole = fitting
+        least = self._least(stages, layer)
+        least_bytes = _budget_for(min(p.peak_bytes for p in (least[1], naive) if p is not None))
+        levels, whole = self._fitting(stages) or least
         if whole.peak_bytes > self._usable_bytes:
-            raise self._too_little(whole.peak_bytes)
-        return self._described(levels, layers, blocks, whole, least)
+            raise self._too_little(least_bytes)
+        blocks = {chain.module: chain.block for chain in layer.chains}
+        return self._plan(_planned(levels, layers, blocks), whole, least_bytes)
 
     def _fitting(self, stages: list[Stage]) -> tuple[dict[str, Level], Predicted] | None:
         """The quickest levels that are predicted to fit, as a whole."""
@@ -119,70 +118,91 @@ class _Planner:
             usable_bytes -= whole.peak_bytes - self._usable_bytes
         return None
 
-    def _least(self, stages: list[Stage]) -> tuple[dict[str, Level], Predicted]:
+    def _least(self, stages: list[Stage], layer: Predicted) -> tuple[dict[str, Level], Predicted]:
         """The levels that need least: a few layers that keep something can need less than none."""
         low, high = 0, 2 * max(max(stage.needed_bytes.values()) for stage in stages)
-        levels: dict[str, Level] = {}
-        while high - low > MARGIN_BYTES // 2 or not levels:
+        levels: dict[str, Level] | None = None
+        while levels is None or high - low > MARGIN_BYTES // 2:
             middle = (low + high) // 2
             chosen = choose_levels(stages, middle)
             low, high, levels = (middle, high, levels) if chosen is None else (low, middle, chosen)
-        return levels, self._rewritten(levels)
+        nothing: dict[str, Level] = dict.fromkeys(levels, "layer")
+        choices = [(nothing, layer)] if levels == nothing else [(nothing, layer), (levels, self._rewritten(levels))]
+        return min(choices, key=lambda choice: choice[1].peak_bytes)
 
     def _too_little(self, least_bytes: int) -> BudgetError:
-        needed_bytes = int((least_bytes + MARGIN_BYTES) / (1 - MARGIN)) + 1
         return BudgetError(
-            f"The memory budget is {_mib(self._budget_bytes)}; the least that a training step of "
-            f"{type(self._make_model()).__name__} can be kept within is {_mib(needed_bytes)} (predicted). Give that, "
-            "or choose a smaller batch.",
-            needed_bytes,
+            # The budget is rounded down and the least up, so that they never look alike.
+            f"The memory budget is {self._budget_bytes // MIB:,} MiB; the least that a training step of "
+            f"{type(self._make_model()).__name__} can be kept within is {whole_mebibytes(least_bytes)} (predicted). "
+            "Give that, or choose a smaller batch.",
+            least_bytes,
         )
 
-    def _described(
-        self,
-        levels: Mapping[str, Level],
-        layers: dict[str, Layer],
-        blocks: dict[str, int],
-        whole: Predicted,
-        least: Predicted,
-    ) -> MemoryPlan:
-        planned = []
-        for path, layer in layers.items():
-            (option,) = (option for option in layer.options if option.level == levels[path])
-            most = max(o.seconds for o in layer.options)
-            spared = most - option.seconds
-            planned.append(PlannedLayer(path, blocks[path], option.level, option.kept_bytes, option.seconds, spared))
-        return self._plan(tuple(planned), whole.prediction.figures, least)
-
     def _plan(
-        self, layers: tuple[PlannedLayer, ...], figures: StepFigures, least: Predicted, untouched: bool = False
+        self,
+        layers: tuple[PlannedLayer, ...],
+        whole: Predicted,
+        least_bytes: int | None = None,
+        stays_because: str | None = None,
     ) -> MemoryPlan:
         return MemoryPlan(
             budget_bytes=self._budget_bytes,
             layers=layers,
-            peak_allocated_bytes=known(figures.peak_allocated_bytes),
-            peak_reserved_bytes=figures.peak_reserved_bytes,
-            least_bytes=min(least.peak_bytes, known(figures.peak_allocated_bytes)),
+            peak_allocated_bytes=whole.peak_bytes,
+            largest_peak_bytes=known(whole.prediction.largest.peak_allocated_bytes),
+            peak_reserved_bytes=whole.prediction.figures.peak_reserved_bytes,
             seconds=sum(layer.seconds for layer in layers),
-            untouched=untouched,
+            least_bytes=least_bytes,
+            stays_because=stays_because,
         )
 
     def _rewritten(self, levels: Level | Mapping[str, Level]) -> Predicted:
+        return self._predicted(lambda model: self._rewriting.apply(model, levels))
+
+    def _predicted(self, apply: Callable[[nn.Module], nn.Module]) -> Predicted:
         models: list[nn.Module] = []
 
-        def apply(model: nn.Module) -> nn.Module:
-            models.append(self._rewriting.apply(model, levels))
+        def applied(model: nn.Module) -> nn.Module:
+            models.append(apply(model))
             return models[0]
 
-        prediction = self._predict(apply)
-        return Predicted(prediction, self._rewriting.explain(models[0]).rewritten)
-
-    def _predict(self, apply: Callable[[nn.Module], nn.Module]) -> Prediction:
         try:
-            return predict(self._make_model, self._inputs, self._target, amp=self._amp, apply=apply)
+            prediction = predict(self._make_model, self._inputs, self._target, amp=self._amp, apply=applied)
         except (PredictionError, StepError) as error:
             raise BudgetError(f"No levels can be chosen for a memory budget: {error}") from error
+        return Predicted(prediction, self._rewriting.explain(models[0]).rewritten)
 
 
-def _mib(size_bytes: int) -> str:
-    return f"{-(-size_bytes // 2**20):,} MiB"
+def _budget_for(peak_bytes: int) -> int:
+    """The least budget that leaves the margin free beside a peak."""
+    return int((peak_bytes + MARGIN_BYTES) / (1 - MARGIN)) + 1
+
+
+def _may_need_more_than_naive(layer: Predicted) -> bool:
+    """Whether the untouched model's peak may be below: it is at least what memopt spares, for that is kept at once."""
+    return sum(chain.saved_bytes for chain in layer.chains) < layer.peak_bytes
+
+
+def _reason_to_stay(naive: Predicted, layer: Predicted, may_stay: bool) -> str | None:
+    """Why a model whose step fits stays as it is, if it does."""
+    if may_stay or not layer.chains:
+        return "the memory budget has room for it as it is"
+    if naive.peak_bytes <= layer.peak_bytes:
+        return (
+            f"the model as it is needs {whole_mebibytes(naive.peak_bytes)} and memopt, with the workspaces of its "
+            f"kernels, {whole_mebibytes(layer.peak_bytes)}"
+        )
+    return None
+
+
+def _planned(
+    levels: Mapping[str, Level], layers: Mapping[str, Layer], blocks: Mapping[str, int]
+) -> tuple[PlannedLayer, ...]:
+    planned = []
+    for path, layer in layers.items():
+        (option,) = (option for option in layer.options if option.level == levels[path])
+        most = max(o.seconds for o in layer.options)
+        spared = most - option.seconds
+        planned.append(PlannedLayer(path, blocks[path], option.level, option.kept_bytes, option.seconds, spared))
+    return tuple(planned)

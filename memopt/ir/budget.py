@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from memopt.ir.plan import Level
+from memopt.ir.units import duration, mebibytes, whole_mebibytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class PlannedLayer:
         """Why it has its level, in words."""
         if not self.kept_bytes:
             return "the budget's memory spares more time elsewhere" if self.seconds else "there is nothing to spare"
-        return f"keeping {self.kept_bytes / 2**20:,.1f} MiB spares {self.spared_seconds * 1e6:,.0f} µs"
+        return f"keeping {mebibytes(self.kept_bytes)} spares {duration(self.spared_seconds)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +42,27 @@ class MemoryPlan:
         budget_bytes: of everything allocated: parameters, gradients, momentum and activations.
         layers: in the order of forward.
         peak_allocated_bytes: predicted for a step with these levels.
-        peak_reserved_bytes: likewise; None for a target whose allocator is not modelled.
-        least_bytes: the least predicted peak allocated that is known of.
+        largest_peak_bytes: the same if every workspace that was never measured took as much as it may: an upper bound.
+        peak_reserved_bytes: as `peak_allocated_bytes`; None for a target whose allocator is not modelled.
         seconds: predicted time of all that is computed again.
-        untouched: the model as it is fits the budget, with eager's own kernels.
+        least_bytes: the least budget that the step can be kept within; None where the model stays as it is, and that
+            was not looked for.
+        stays_because: why the model stays as it is; None where it is rewritten.
     """
 
     budget_bytes: int
     layers: tuple[PlannedLayer, ...]
     peak_allocated_bytes: int
+    largest_peak_bytes: int
     peak_reserved_bytes: int | None
-    least_bytes: int
     seconds: float
-    untouched: bool = False
+    least_bytes: int | None = None
+    stays_because: str | None = None
+
+    @property
+    def untouched(self) -> bool:
+        """The model stays as it is, with eager's own kernels."""
+        return self.stays_because is not None
 
     @property
     def levels(self) -> dict[str, Level]:
@@ -62,17 +71,21 @@ class MemoryPlan:
 
     @property
     def summary(self) -> str:
-        """The plan in a sentence."""
-        reserved = "" if self.peak_reserved_bytes is None else f", reserved {_mib(self.peak_reserved_bytes)}"
+        """The plan in a few sentences."""
+        reserved = "" if self.peak_reserved_bytes is None else f", reserved {whole_mebibytes(self.peak_reserved_bytes)}"
         counts = {level: sum(layer.level == level for layer in self.layers) for level in ("keep", "concat", "layer")}
         levels = ", ".join(f"{count} × {level}" for level, count in counts.items() if count)
-        what = "the model fits as it is" if self.untouched else f"levels {levels or 'none'}"
-        again = f"{self.seconds * 1e3:,.1f} ms of recomputation a step"
-        return (
-            f"Budget {_mib(self.budget_bytes)}: {what}; predicted peak allocated {_mib(self.peak_allocated_bytes)}"
-            f"{reserved}, {again}. The least possible is {_mib(self.least_bytes)}."
-        )
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:,.0f} MiB"
+        does = "the model stays as it is" if self.untouched else f"levels {levels or 'none'}"
+        again = "" if self.untouched else f", {duration(self.seconds)} of recomputation a step"
+        sentences = [
+            f"Budget {whole_mebibytes(self.budget_bytes)}: {does}; predicted peak allocated "
+            f"{whole_mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
+        ]
+        if self.largest_peak_bytes > self.budget_bytes:
+            sentences.append(
+                f"It may reach {whole_mebibytes(self.largest_peak_bytes)}, beyond the budget, if workspaces of "
+                "convolutions that were never measured are at their largest."
+            )
+        if self.least_bytes is not None:
+            sentences.append(f"The least possible budget is {whole_mebibytes(self.least_bytes)}.")
+        return " ".join(sentences)

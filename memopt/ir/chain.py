@@ -1,5 +1,6 @@
 """What was found in a model and what became of it: frozen values that find, plan and report share."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -70,10 +71,34 @@ class Explanation:
         return tuple(chain for chain in self.chains if chain.action == "rejected")
 
     def __str__(self) -> str:
+        if not self.captured and not self.chains:  # nothing is known of its chains, which is not that it has none
+            return "memopt: " + "\n  ".join(self.notes)
         lines = [f"memopt: {len(self.chains)} chains found, {len(self.rewritten)} rewritten"]
-        lines += [f"  rejected {c.node} ({c.source or c.module}): {c.reason}" for c in self.rejected]
+        for number, block in by_block(self.chains).items():
+            levels = Counter(str(chain.level) for chain in block if chain.action == "rewritten")
+            name = f"block {number}" if number else "in no block"
+            lines += [
+                f"  {name}: {count} chain{'s' if count > 1 else ''}, {_level(level)}" for level, count in levels.items()
+            ]
+            lines += [
+                f"  {name}: {c.node} ({c.source or c.module}) left alone, because {c.reason}"
+                for c in block
+                if c.action == "rejected"
+            ]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def by_block(chains: Iterable[ChainReport]) -> dict[int, list[ChainReport]]:
+    """Chains by dense block, in the order of execution; those of no block (0) last."""
+    grouped: dict[int, list[ChainReport]] = {}
+    for chain in chains:
+        grouped.setdefault(chain.block, []).append(chain)
+    return dict(sorted(grouped.items(), key=lambda item: (item[0] == 0, item[0])))
+
+
+def _level(level: str) -> str:
+    return "kept as eager keeps them" if level == "keep" else f"recompute {level}"
 
 
 def join_explanations(whole: Explanation, parts: Iterable[tuple[str, Explanation]]) -> Explanation:

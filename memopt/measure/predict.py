@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -126,8 +126,8 @@ def predict(
             figures = observe_step(step, tracker if device is None else device, remove)
         except Exception as error:
             raise PredictionError(
-                f"{type(model).__name__} cannot run on tensors without data ({_first_line(error)}), so its "
-                f"{target.name} memory cannot be predicted. Measure it there instead."
+                f"The {target.name} memory of {type(model).__name__} cannot be predicted, for a prediction runs on "
+                f"tensors without data: {_why_not(error)}. Measure it there instead."
             ) from error
     if device is None or libraries is None:
         return Prediction(figures, Trace(), 0, None, frozenset(), figures)
@@ -259,6 +259,8 @@ def _operators_of(target: Target) -> ExitStack | TorchFunctionMode:
     return _CudaOperators() if target.device_type == "cuda" else ExitStack()
 
 
-def _first_line(error: BaseException) -> str:
+def _why_not(error: BaseException) -> str:
+    if isinstance(error, DataDependentOutputException):
+        return "forward needs the value of a tensor, as .item() or a branch on it do"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -4,9 +4,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from memopt.ir import ChainReport
+from memopt.ir import ChainReport, MemoryPlan
 from memopt.measure import Comparison, Equivalence, StepFigures
-from memopt.report.rows import block_rows
+from memopt.report.rows import block_rows, not_paying
 
 SCHEMA = 1
 
@@ -40,8 +40,9 @@ def comparison_document(comparison: Comparison, target: str | None = None) -> di
                 "after": None if comparison.timeline_after is None else comparison.timeline_after.at_peak,
             },
         },
-        "plan": None if comparison.plan is None else {**asdict(comparison.plan), "summary": comparison.plan.summary},
+        "plan": None if comparison.plan is None else _plan(comparison.plan),
         "equivalence": _equivalence(comparison.equivalence),
+        "warnings": list(not_paying(comparison)),
         "notes": [*comparison.explanation.notes, *comparison.notes],
     }
 
@@ -57,6 +58,10 @@ def _chains(chains: tuple[ChainReport, ...]) -> dict[str, Any]:
         ],
         "blocks": [asdict(row) for row in block_rows(chains)],
     }
+
+
+def _plan(plan: MemoryPlan) -> dict[str, Any]:
+    return {**asdict(plan), "untouched": plan.untouched, "summary": plan.summary}
 
 
 def _figures(figures: StepFigures | None, source: str) -> dict[str, Any]:

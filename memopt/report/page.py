@@ -3,9 +3,18 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from memopt.ir import mebibytes
 from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
-from memopt.report.rows import MIB, NOTHING, block_rows, category_rows, equivalence_line, figure_rows, rejection_rows
+from memopt.report.rows import (
+    NOTHING,
+    block_rows,
+    category_rows,
+    equivalence_line,
+    figure_rows,
+    not_paying,
+    rejection_rows,
+)
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -40,6 +49,7 @@ def comparison_page(comparison: Comparison, title: str) -> str:
         *_blocks(comparison),
         *_figures(f"Training step, measured on {comparison.device_name}", comparison, measured=True),
         *_figures(f"Training step, predicted for a {comparison.target.name}", comparison, measured=False),
+        *(f"<p><strong>{escape(warning)}</strong></p>" for warning in not_paying(comparison)),
         *_timelines(comparison.timeline_before, comparison.timeline_after),
         *_rejections(comparison),
         *(f'<p class="note">Note: {escape(note)}</p>' for note in (*explanation.notes, *comparison.notes)),
@@ -103,7 +113,7 @@ def _timelines(before: Timeline | None, after: Timeline | None) -> list[str]:
         return []
     categories = [(row.figure, row.before, row.after, row.ratio) for row in category_rows(before, after)]
     holdings = [
-        (f"{holding.size_bytes / MIB:,.1f} MiB", title, holding.category, str(holding.count), holding.origin)
+        (mebibytes(holding.size_bytes), title, holding.category, str(holding.count), holding.origin)
         for title, line in lines.items()
         for holding in line.holdings[:12]
     ]

@@ -1,19 +1,17 @@
-"""The report's rows as text, before anything decides how they look. Units are converted here only."""
+"""The report's rows as text, before anything decides how they look. Units are as `memopt.ir.units` writes them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from memopt.ir import ChainReport, Level, MemoryPlan
-from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
+from memopt.ir import ChainReport, Level, MemoryPlan, by_block, duration, first_names, mebibytes
+from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
 
-MIB = 2**20
 NOTHING = "—"
 OUT_OF_MEMORY = "out of memory"
-
-# Names shown of a longer list; the JSON document has them all.
-NAMES_SHOWN = 3
+HARDLY_SHARE = 0.001
+"""Of the peak: less is hardly there."""
 
 # How each figure is called; the order is that of the report.
 _FIGURES = {
@@ -97,24 +95,44 @@ def figure_rows(
 
 
 def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[FigureRow, ...]:
-    """What the predicted peak allocated is made of, category by category; those that nobody has are left out."""
+    """What is allocated at the moment of the predicted peak, category by category; those that nobody has are left out.
+
+    No ratio is given to what was hardly there before: it would tell of the moment, not of the category.
+    """
     rows = []
+    least = 0.0 if before is None else HARDLY_SHARE * before.peak_bytes
     for name in CATEGORIES:
         first, second = (None if line is None else line.at_peak[name] for line in (before, after))
         if first or second:
-            ratio = _ratio(second / first, False) if first and second is not None else NOTHING
+            ratio = _ratio(second / first, False) if first and first >= least and second is not None else NOTHING
             was, is_now = (NOTHING if size is None else mebibytes(size) for size in (first, second))
             rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
 
 
+def not_paying(comparison: Comparison) -> tuple[str, ...]:
+    """A sentence for each source by which the rewritten model's peak is not below the untouched one's.
+
+    None under a memory budget, which memopt may fill on purpose.
+    """
+    sides = {
+        f"Measured on {comparison.device_name}": (comparison.before, comparison.after),
+        f"Predicted for a {comparison.target.name}": (comparison.predicted_before, comparison.predicted_after),
+    }
+    if not comparison.explanation.rewritten or comparison.plan is not None:
+        return ()
+    return tuple(
+        f"{source}, memopt does not pay: the peak allocated is {mebibytes(after)} with it and {mebibytes(before)} "
+        "without. Leave the model as it is, or try a larger input."
+        for source, figures in sides.items()
+        for before, after in [(_value(side, "peak_allocated_bytes") for side in figures)]
+        if before is not None and after is not None and after >= before
+    )
+
+
 def block_rows(chains: Iterable[ChainReport]) -> tuple[BlockRow, ...]:
     """Chains counted by dense block, in the order of execution; those of no block last."""
-    grouped: dict[int, list[ChainReport]] = {}
-    for chain in chains:
-        grouped.setdefault(chain.block, []).append(chain)
-    order = sorted(grouped, key=lambda block: (block == 0, block))
-    return tuple(_block_row(block, grouped[block]) for block in order)
+    return tuple(_block_row(number, block) for number, block in by_block(chains).items())
 
 
 def rejection_rows(chains: Iterable[ChainReport]) -> tuple[RejectionRow, ...]:
@@ -197,12 +215,6 @@ def plan_rows(plan: MemoryPlan) -> tuple[PlanRow, ...]:
     return tuple(rows)
 
 
-def first_names(names: Sequence[str]) -> str:
-    """The first few of a list of names, and how many more there are."""
-    shown, more = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
 def shape_text(shape: Iterable[int]) -> str:
     """(64, 3, 32, 32) as "64x3x32x32"."""
     return "x".join(str(size) for size in shape)
@@ -238,16 +250,11 @@ def _cell(figures: StepFigures | None, field: str, rough: bool) -> str:
     return _seconds(value, rough) if field.endswith("_seconds") else mebibytes(value)
 
 
-def mebibytes(size_bytes: float) -> str:
-    """A size in bytes as "12.3 MiB"."""
-    size = size_bytes / MIB
-    return f"{size:,.1f} MiB" if size >= 10 or size == 0 else f"{size:.2f} MiB"
-
-
 def _seconds(seconds: float, rough: bool) -> str:
-    if seconds >= 1:
-        return f"{_two_digits(seconds) if rough else f'{seconds:.2f}'} s"
-    return f"{_two_digits(seconds * 1000) if rough else f'{seconds * 1000:.1f}'} ms"
+    if not rough:
+        return duration(seconds)
+    factor, unit = next((f, u) for f, u in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if f * seconds >= 1 or u == "µs")
+    return f"{_two_digits(factor * seconds)} {unit}"
 
 
 def _ratio(ratio: float, rough: bool) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memopt.ir import Explanation, MemoryPlan
+from memopt.ir import Explanation, MemoryPlan, duration, first_names, mebibytes
 from memopt.measure import Comparison, Equivalence
 from memopt.report.rows import (
     NOTHING,
@@ -19,8 +19,7 @@ from memopt.report.rows import (
     category_rows,
     equivalence_line,
     figure_rows,
-    first_names,
-    mebibytes,
+    not_paying,
     plan_rows,
     rejection_rows,
     shape_text,
@@ -49,7 +48,7 @@ def print_comparison(
         if explanation.rewritten or not equal:
             _print_equivalence(console, comparison)
         if explanation.rewritten and equal:
-            console.print(_figures_table(comparison), "")
+            _print_figures(console, comparison)
         if comparison.plan is not None:
             console.print(_plan_table(comparison.plan), "")
         _print_notes(console, (*explanation.notes, *comparison.notes))
@@ -73,17 +72,24 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
 
 
 def print_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str], file: TextIO
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    notes: Iterable[str],
+    file: TextIO,
+    remarks: Iterable[str] = (),
 ) -> None:
-    """Print rows of text under a title, the first two columns to the left, and sentences below them."""
+    """Print rows of text under a title and remarks, the first two columns to the left, and sentences below them."""
     table = _table()
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place < 2 else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     with _printing(file, None) as console:
-        console.print(Text(f"{title}\n", style="bold"))
-        console.print(table, "")
+        console.print(Text(title, style="bold"))
+        for remark in remarks:
+            console.print(Text(remark))
+        console.print("", table, "", sep="\n")
         for note in notes:
             console.print(Text(note))
 
@@ -172,18 +178,31 @@ def _print_skipped(console: Console, equivalence: Equivalence) -> None:
     console.print(Text(f"Not compared, since eager itself does not repeat it: {named}.", style="yellow"))
 
 
-def _figures_table(comparison: Comparison) -> Table:
+def _print_figures(console: Console, comparison: Comparison) -> None:
+    """What was measured and predicted, without columns that nothing would stand in; nothing where neither was."""
+    sections = {
+        f"measured on {comparison.device_name}": figure_rows(
+            comparison.before, comparison.after, rough_time=comparison.device == "cpu"
+        ),
+        f"predicted for a {comparison.target.name}": figure_rows(
+            comparison.predicted_before, comparison.predicted_after
+        ),
+        "allocated at the moment of that peak": category_rows(comparison.timeline_before, comparison.timeline_after),
+    }
+    rows = [row for section in sections.values() for row in section]
+    headings = {"before": "before", "after": "after", "ratio": "after / before"}
+    shown = {name: text for name, text in headings.items() if any(getattr(row, name) != NOTHING for row in rows)}
+    if not shown:
+        return
     table = _table()
     table.add_column("training step")
-    for heading in ("before", "after", "after / before"):
+    for heading in shown.values():
         table.add_column(heading, justify="right")
-    measured = figure_rows(comparison.before, comparison.after, rough_time=comparison.device == "cpu")
-    _add_figures(table, f"measured on {comparison.device_name}", measured)
-    predicted = figure_rows(comparison.predicted_before, comparison.predicted_after)
-    _add_figures(table, f"predicted for a {comparison.target.name}", predicted)
-    categories = category_rows(comparison.timeline_before, comparison.timeline_after)
-    _add_figures(table, "of the predicted peak allocated", categories)
-    return table
+    for source, section in sections.items():
+        _add_figures(table, source, section, shown)
+    console.print(table, "")
+    for warning in not_paying(comparison):
+        console.print(Text(warning, style="bold yellow"), "", sep="\n")
 
 
 def _plan_table(plan: MemoryPlan) -> Table:
@@ -195,20 +214,21 @@ def _plan_table(plan: MemoryPlan) -> Table:
         table.add_column(heading, justify="right")
     for row in plan_rows(plan):
         kept = mebibytes(row.kept_bytes) if row.kept_bytes else NOTHING
-        times = (f"{seconds * 1e6:,.0f} µs" if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
+        times = (duration(seconds) if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
         block = str(row.block) if row.block else "none"
         layers = str(row.first) if row.first == row.last else f"{row.first}–{row.last}"
         table.add_row(block, layers, row.level, kept, *times)
     return table
 
 
-def _add_figures(table: Table, source: str, rows: tuple[FigureRow, ...]) -> None:
+def _add_figures(table: Table, source: str, rows: tuple[FigureRow, ...], shown: Iterable[str]) -> None:
     if not rows:
         return
     table.add_section()
     table.add_row(Text(source, style="italic"))
     for row in rows:
-        table.add_row(f"  {row.figure}", row.before, row.after, Text(row.ratio, style="bold"))
+        cells = (Text(getattr(row, name), style="bold" if name == "ratio" else "") for name in shown)
+        table.add_row(f"  {row.figure}", *cells)
 
 
 def _print_notes(console: Console, notes: tuple[str, ...]) -> None:

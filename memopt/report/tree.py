@@ -1,14 +1,14 @@
 """What became of every chain, block by block: as a tree on a terminal, and as data."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
 
-from memopt.ir import ChainReport, Explanation
-from memopt.report.rows import mebibytes
+from memopt.ir import ChainReport, Explanation, by_block, mebibytes
 
 SCHEMA = 1
 
@@ -18,13 +18,28 @@ def explanation_tree(explanation: Explanation) -> Tree:
     chains = explanation.chains
     found, rewritten = len(chains), len(explanation.rewritten)
     tree = Tree(Text(f"{found} chains found, {rewritten} rewritten, {found - rewritten} left alone{_saved(chains)}"))
-    for number, block in blocks(chains).items():
+    for number, block in by_block(chains).items():
         name = f"dense block {number}" if number else "in no dense block"
         done = sum(chain.action == "rewritten" for chain in block)
-        branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}", style="bold"))
+        shared = _shared_reasons(block)
+        because = "".join(
+            f"; {count}{' left alone' if action == 'rejected' else ''} because {reason}"
+            for (action, reason), count in shared.items()
+        )
+        branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}{because}", style="bold"))
         for chain in block:
-            branch.add(_leaf(chain))
+            branch.add(_leaf(replace(chain, reason=None) if (chain.action, chain.reason) in shared else chain))
     return tree
+
+
+def _shared_reasons(block: Iterable[ChainReport]) -> dict[tuple[str, str], int]:
+    """The most frequent reason of each action, where several chains have it: it is said once, not at each of them."""
+    counts = Counter((chain.action, chain.reason) for chain in block if chain.reason is not None)
+    shared: dict[tuple[str, str], int] = {}
+    for (action, reason), count in counts.most_common():
+        if count > 1 and all(other != action for other, _ in shared):
+            shared[action, reason] = count
+    return shared
 
 
 def explanation_document(explanation: Explanation, target: str | None = None) -> dict[str, Any]:
@@ -48,25 +63,18 @@ def explanation_document(explanation: Explanation, target: str | None = None) ->
                 "saved_bytes": sum(chain.saved_bytes for chain in block),
                 "chains": [asdict(chain) for chain in block],
             }
-            for number, block in blocks(explanation.chains).items()
+            for number, block in by_block(explanation.chains).items()
         ],
         "notes": list(explanation.notes),
     }
-
-
-def blocks(chains: Iterable[ChainReport]) -> dict[int, list[ChainReport]]:
-    """Chains by dense block, in the order of execution; those of no block (0) last."""
-    grouped: dict[int, list[ChainReport]] = {}
-    for chain in chains:
-        grouped.setdefault(chain.block, []).append(chain)
-    return dict(sorted(grouped.items(), key=lambda item: (item[0] == 0, item[0])))
 
 
 def _leaf(chain: ChainReport) -> Text:
     where = chain.module or chain.node
     place = f" ({chain.source})" if chain.source else ""
     if chain.action == "rejected":
-        return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), f", because {chain.reason}")
+        because = f", because {chain.reason}" if chain.reason else ""
+        return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), because)
     kind = " exit" if chain.role == "exit" else ""
     how = "on fused kernels" if chain.numerics == "fast" else "exactly"
     what = f"keeps what eager keeps, {how}" if chain.level == "keep" else f"recomputes {chain.level} {how}"

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from memopt.capture import Place, is_recording, outside_places, outside_signature
 from memopt.errors import CaptureError
-from memopt.ir import Explanation
+from memopt.ir import Explanation, first_names
+from memopt.rewrite.install import installed
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
 
 Plain = Callable[..., Any]
@@ -153,13 +154,24 @@ class Rewriter:
 
     def _leave_alone(self, module: nn.Module, key: Signature, reason: str) -> None:
         """From now on the module's own forward, with a warning the first time that there is this reason for it."""
+        text = f"memopt left {type(module).__name__} as it is{_but_for(module)}: {reason}"
         with self._lock:
-            self._remember(key, RewrittenForward(None, None, Explanation(True, False, False, (), (reason,))))
+            self._remember(key, RewrittenForward(None, None, Explanation(True, False, False, (), (text,))))
             self._refusals[reason] += 1
             first = reason not in self._warned
             self._warned.add(reason)
         if first:
-            warnings.warn(f"memopt left {type(module).__name__} as it is: {reason}", stacklevel=_callers_level())
+            warnings.warn(text, stacklevel=callers_level())
+
+
+def _but_for(module: nn.Module) -> str:
+    """The largest submodules that are rewritten instead, where there are any."""
+    paths: list[str] = []
+    for path, child in module.named_modules():
+        rewriter = installed(child) if path and not any(path.startswith(f"{other}.") for other in paths) else None
+        if isinstance(rewriter, Rewriter) and rewriter.latest is not None and rewriter.latest.function is not None:
+            paths.append(path)
+    return f" but for {first_names(paths)}, which memopt rewrites" if paths else ""
 
 
 def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
@@ -169,7 +181,7 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Si
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """For a warning: how far above the caller of this the frame is that is neither memopt's nor torch's."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):

@@ -9,13 +9,12 @@ rows are kept and not run again; the run stops by itself before `--seconds`.
 
 import argparse
 import csv
-import datetime
 import platform
-import subprocess
 import time
 from pathlib import Path
 
 import torch
+from provenance import software
 from torch import nn
 
 from tests import conftest as _  # noqa: F401, makes the command importable from the tree
@@ -86,7 +85,7 @@ def main() -> None:
                     "test_error": result.test.error,
                     "digest": result.digest,
                     "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-                    **_provenance(),
+                    **software(),
                 }
                 writer.writerow(row)
                 file.flush()
@@ -98,15 +97,6 @@ def _done(path: Path) -> set[tuple[str, str]]:
         return set()
     with path.open(newline="") as file:
         return {(row["variant"], row["seed"]) for row in csv.DictReader(file)}
-
-
-def _provenance() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
 
 
 if __name__ == "__main__":

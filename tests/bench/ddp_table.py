@@ -5,9 +5,10 @@ python tests/bench/ddp_table.py --write    # put it into README.md between its m
 """
 
 import argparse
-import csv
 import re
 from pathlib import Path
+
+from rows_table import Row, load, markdown, mib, milliseconds, number
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "ddp_step.csv"
@@ -20,17 +21,17 @@ TITLES = {
 }
 FAST_LIMITS = {"bc100": 0.12, "densenet121": 0.22}
 """Activation peak per GPU, × naive."""
+HEADINGS = (
+    "GPUs × images",
+    "variant",
+    "activation peak per GPU",
+    "× naive",
+    "reserved per GPU",
+    "step",
+    "efficiency",
+    "loss",
+)
 MARK = re.compile(r"(<!-- several gpus -->\n).*?(<!-- /several gpus -->)", re.DOTALL)
-
-Row = dict[str, str]
-
-
-def load(path: Path = RESULTS) -> list[Row]:
-    """Every committed row; none where nothing was measured yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def render(rows: list[Row]) -> str:
@@ -44,21 +45,19 @@ def render(rows: list[Row]) -> str:
 
 
 def _table(title: str, rows: list[Row]) -> str:
-    origin = "; ".join(sorted({f"{r['gpu']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in rows}))
-    lines = [
-        f"**{title}** ({origin})",
-        "",
-        "| GPUs × images | variant | activation peak per GPU | × naive | reserved per GPU | step | efficiency | loss |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio, scaling = ratio_of(row, rows), efficiency(row, rows)
-        lines.append(
-            f"| {row['ranks']} × {row['batch']} | {row['variant']} | {_mib(row['activation_peak_bytes'])} "
-            f"| {_number(ratio, 3)} | {_mib(row['peak_reserved_bytes'])} | {float(row['step_seconds']) * 1e3:.1f} ms "
-            f"| {_number(scaling, 2)} | {float(row['final_loss']):.5f} |"
+    def cells(row: Row) -> tuple[str, ...]:
+        return (
+            f"{row['ranks']} × {row['batch']}",
+            row["variant"],
+            mib(row["activation_peak_bytes"]),
+            number(ratio_of(row, rows), 3),
+            mib(row["peak_reserved_bytes"]),
+            milliseconds(row["step_seconds"]),
+            number(efficiency(row, rows), 2),
+            number(float(row["final_loss"]), 5),
         )
-    return "\n".join(lines)
+
+    return markdown(f"{title}**", rows, HEADINGS, map(cells, rows))
 
 
 def naive_of(row: Row, rows: list[Row]) -> Row | None:
@@ -114,14 +113,6 @@ def _alone(row: Row, rows: list[Row]) -> Row | None:
     return next((r for r in rows if all(r[key] == row[key] for key in kind) and r["ranks"] == "1"), None)
 
 
-def _mib(size_bytes: str) -> str:
-    return f"{float(size_bytes) / 2**20:,.0f} MiB" if size_bytes else "—"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "—" if value is None else f"{value:.{digits}f}"
-
-
 def written(text: str, tables: str) -> str:
     """The README's text with the tables in their place."""
     return MARK.sub(lambda match: f"{match[1]}\n{tables}\n{match[2]}" if tables else f"{match[1]}{match[2]}", text)
@@ -131,7 +122,7 @@ def main() -> None:
     """Print the tables, or write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    rows = load()
+    rows = load(RESULTS)
     if parser.parse_args().write:
         readme = ROOT / "README.md"
         readme.write_text(written(readme.read_text(), render(rows)))

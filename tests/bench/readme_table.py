@@ -5,10 +5,11 @@ python tests/bench/readme_table.py --write    # put them into README.md, and ear
 """
 
 import argparse
-import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+from rows_table import NOTHING, Row, load, markdown, mib, milliseconds, number
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "train_step.csv"
@@ -37,26 +38,12 @@ DEEP = 1000
 DEPTH = re.compile(r"bc(\d+)-64$")
 MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
-Row = dict[str, str]
-
-
-def load(path: Path = RESULTS) -> list[Row]:
-    """Every committed row."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 def render(rows: list[Row]) -> str:
     """All tables of steps as Markdown."""
     parts = [_step_table(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
     parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown(title: str, rows: list[Row], headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A table below its title, which closes its own bold face, and the origin of the rows that it is made of."""
-    head = (f"**{title} ({_provenance(rows)})", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings))
-    return "\n".join((*head, *(f"| {' | '.join(row)} |" for row in cells)))
 
 
 def _step_table(title: str, rows: list[Row]) -> str:
@@ -68,13 +55,13 @@ def _step_table(title: str, rows: list[Row]) -> str:
     def cells(row: Row) -> tuple[str, ...]:
         return (
             row["variant"],
-            _mib(row[memory]),
+            mib(row[memory]),
             _ratio(row[memory], naive[memory], 3),
-            _mib(row["predicted_bytes"]),
+            mib(row["predicted_bytes"]),
             _ratio(row["peak_reserved_bytes"], row["peak_allocated_bytes"], 2),
-            _milliseconds(row[gpu]),
+            milliseconds(row[gpu]),
             _ratio(row[gpu], naive[gpu], 3),
-            _milliseconds(row["step_seconds"]),
+            milliseconds(row["step_seconds"]),
         )
 
     headings = (
@@ -87,7 +74,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
         "× naive",
         "step",
     )
-    return _markdown(f"{title}**", rows, headings, map(cells, rows))
+    return markdown(f"{title}**", rows, headings, map(cells, rows))
 
 
 def _depth_table(rows: list[Row]) -> str:
@@ -97,7 +84,7 @@ def _depth_table(rows: list[Row]) -> str:
     variants = [v for v in ("naive", "memopt exact layer", "memopt fast layer") if any(r["variant"] == v for r in rows)]
     title = "Activation peak over depth**, DenseNet-BC (k = 12), 64×3×32×32, fp32"
     cells = ((str(depth), *(_cell(rows, depth, variant) for variant in variants)) for depth in depths)
-    return _markdown(title, rows, ("layers", *variants), cells)
+    return markdown(title, rows, ("layers", *variants), cells)
 
 
 def render_deepest(rows: list[Row]) -> str:
@@ -106,12 +93,12 @@ def render_deepest(rows: list[Row]) -> str:
 
     def cells(row: Row) -> tuple[str, ...]:
         seconds = (f"{float(row[n]):.1f} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
-        peaks = (_mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
+        peaks = (mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
         return (row["depth"], row["variant"], row["outcome"], *seconds, *peaks)
 
     title = f"Within {float(deep[0]['cap_bytes']) / 2**30:.0f} GiB**, DenseNet-BC (k = 12), 64×3×32×32, fp32"
     headings = ("layers", "variant", "outcome", "`apply` with example inputs", "first step", "step")
-    return _markdown(title, deep, (*headings, "peak allocated", "reserved"), map(cells, deep)) + "\n"
+    return markdown(title, deep, (*headings, "peak allocated", "reserved"), map(cells, deep)) + "\n"
 
 
 def render_predicted(rows: list[Row]) -> str:
@@ -132,7 +119,7 @@ def render_predicted(rows: list[Row]) -> str:
         )
 
     title = "Predicted against measured**: error of the activation peak and of the peak allocated"
-    return _markdown(title, rows, ("model", "input", "never fitted", *variants), map(cells, models)) + "\n"
+    return markdown(title, rows, ("model", "input", "never fitted", *variants), map(cells, models)) + "\n"
 
 
 def render_budgets(rows: list[Row]) -> str:
@@ -140,25 +127,25 @@ def render_budgets(rows: list[Row]) -> str:
     rows = [row for row in rows if row["commit"] == rows[0]["commit"]]
 
     def cells(row: Row) -> tuple[str, ...]:
-        sizes = (_mib(row[name]) for name in ("budget_bytes", "predicted_bytes", "peak_allocated_bytes"))
-        return (row["variant"], *sizes, _milliseconds(row["gpu_seconds"]))
+        sizes = (mib(row[name]) for name in ("budget_bytes", "predicted_bytes", "peak_allocated_bytes"))
+        return (row["variant"], *sizes, milliseconds(row["gpu_seconds"]))
 
     title = "Within a memory budget**, DenseNet-BC-100, 64×3×32×32, fp32, fused kernels"
     headings = ("variant", "budget", "predicted peak allocated", "measured", "GPU time")
-    return _markdown(title, rows, headings, map(cells, rows)) + "\n"
+    return markdown(title, rows, headings, map(cells, rows)) + "\n"
 
 
 def render_training(rows: list[Row]) -> str:
     """Training end to end, the loader running."""
 
     def cells(row: Row) -> tuple[str, ...]:
-        memory, step = _mib(row["activation_peak_bytes"]), _milliseconds(row["step_seconds"])
+        memory, step = mib(row["activation_peak_bytes"]), milliseconds(row["step_seconds"])
         ratios = (
             f"{float(row['memory_ratio']):.3f}",
             f"{float(row['step_ratio']):.2f}",
             f"{float(row['gpu_ratio']):.2f}",
         )
-        share, gpu = f"{float(row['loading_share']):.1%}", _milliseconds(row["gpu_seconds"])
+        share, gpu = f"{float(row['loading_share']):.1%}", milliseconds(row["gpu_seconds"])
         return (row["variant"], memory, ratios[0], step, ratios[1], share, gpu, ratios[2])
 
     title = "`memopt train`'s loop**, DenseNet-BC-100, batch 64, its loader running"
@@ -172,7 +159,7 @@ def render_training(rows: list[Row]) -> str:
         "GPU time",
         "× naive",
     )
-    return _markdown(title, rows, headings, map(cells, rows)) + "\n"
+    return markdown(title, rows, headings, map(cells, rows)) + "\n"
 
 
 def _error(row: Row, figure: str) -> str:
@@ -181,7 +168,7 @@ def _error(row: Row, figure: str) -> str:
 
 def _cell(rows: list[Row], depth: int, variant: str) -> str:
     found = [r for r in rows if int(_depth(r)) == depth and r["variant"] == variant]
-    return _mib(found[0]["activation_peak_bytes"]) if found else "—"
+    return mib(found[0]["activation_peak_bytes"]) if found else NOTHING
 
 
 def _depth(row: Row) -> str:
@@ -190,21 +177,8 @@ def _depth(row: Row) -> str:
     return match[1]
 
 
-def _provenance(rows: list[Row]) -> str:
-    values = sorted({f"{r['gpu']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in rows})
-    return "; ".join(values)
-
-
 def _ratio(one: str, other: str, digits: int) -> str:
-    return f"{float(one) / float(other):.{digits}f}" if one and other else "—"
-
-
-def _mib(size_bytes: str) -> str:
-    return f"{float(size_bytes) / 2**20:,.0f} MiB" if size_bytes else "—"
-
-
-def _milliseconds(seconds: str) -> str:
-    return f"{float(seconds) * 1e3:.1f} ms" if seconds else "—"
+    return number(float(one) / float(other) if one and other else None, digits)
 
 
 def everything() -> str:
@@ -215,7 +189,7 @@ def everything() -> str:
 def earlier() -> str:
     """Rows of earlier commits, which stand beside the CSV files until they are measured again."""
     others = ((render, "densenet121_exact"), (render_predicted, "predicted"), (render_training, "train_demo"))
-    return f"{EARLIER_TITLE}\n{render(load())}\n{_joined(*others)}"
+    return f"{EARLIER_TITLE}\n{render(load(RESULTS))}\n{_joined(*others)}"
 
 
 def _joined(*tables: tuple[Callable[[list[Row]], str], str]) -> str:

@@ -2,31 +2,12 @@
 
 import csv
 import gc
-import importlib.util
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from tests.bench.scripts import load
 from tests.composition.ranks import Ranks
-
-HERE = Path(__file__).parent
-
-
-def load(name: str) -> ModuleType:
-    """A script of this folder as a module; scripts find one another there."""
-    sys.path.insert(0, str(HERE))
-    try:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look themselves up
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(HERE))
 
 
 def tried_out(rank: int, out: str, seconds: float) -> int:
@@ -127,7 +108,7 @@ def test_promises() -> None:
 
 def test_the_committed_rows_keep_the_promises_and_are_in_the_readme() -> None:
     table = load("ddp_table")
-    rows, text = table.load(), (table.ROOT / "README.md").read_text()
+    rows, text = table.load(table.RESULTS), (table.ROOT / "README.md").read_text()
 
     assert table.broken_promises(rows) == []
     assert table.MARK.search(text)

@@ -1,23 +1,16 @@
 """The README claims what the committed rows say, and each row says where it comes from."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.bench.scripts import load
 
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", HERE / "readme_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("readme_table")
 
 
 def test_readme_shows_the_committed_rows(tables: ModuleType) -> None:
@@ -31,7 +24,7 @@ def test_rows_of_earlier_commits_stand_beside_their_files(tables: ModuleType) ->
 
 
 def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
-    rows = [row for row in tables.load() if row["table"] == "bc100-64"]
+    rows = [row for row in tables.load(tables.RESULTS) if row["table"] == "bc100-64"]
     text = tables.render([row | {"step_seconds": ""} for row in rows])
 
     assert "| memopt exact layer | 301 MiB | 0.139 |" in text
@@ -39,7 +32,7 @@ def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
 
 
 def test_every_row_names_its_origin(tables: ModuleType) -> None:
-    rows = tables.load()
+    rows = tables.load(tables.RESULTS)
 
     assert rows
     for row in rows:
@@ -60,7 +53,7 @@ LIMITS = {
 
 @pytest.mark.parametrize(("table", "variant"), LIMITS)
 def test_rows_keep_the_promised_ratios(table: str, variant: str, tables: ModuleType) -> None:
-    rows = {(row["table"], row["variant"]): row for row in tables.load()}
+    rows = {(row["table"], row["variant"]): row for row in tables.load(tables.RESULTS)}
     naive, ours = rows[table, "naive"], rows[table, variant]
     fields = ("activation_peak_bytes", "gpu_seconds")
 
@@ -71,12 +64,8 @@ def test_rows_keep_the_promised_ratios(table: str, variant: str, tables: ModuleT
 
 
 def test_the_picture_shows_the_committed_rows(tables: ModuleType) -> None:
-    spec = importlib.util.spec_from_file_location("pareto", HERE / "pareto.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pareto = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pareto)
-    text, rows = pareto.PICTURE.read_text(), tables.load()
+    pareto = load("pareto")
+    text, rows = pareto.PICTURE.read_text(), tables.load(tables.RESULTS)
 
     for table, title in pareto.TITLES.items():
         assert title in text
@@ -87,7 +76,7 @@ def test_the_picture_shows_the_committed_rows(tables: ModuleType) -> None:
 
 
 def figure(tables: ModuleType, table: str, variant: str, field: str) -> float:
-    (row,) = (row for row in tables.load() if (row["table"], row["variant"]) == (table, variant))
+    (row,) = (row for row in tables.load(tables.RESULTS) if (row["table"], row["variant"]) == (table, variant))
     return float(row[field])
 
 

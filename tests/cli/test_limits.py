@@ -43,7 +43,9 @@ def test_the_largest_batch_and_depth_fit_and_the_next_do_not(
     path = write("deep.py", DEEP)
     command = ["limits", f"{path}:Deep", "--batch-size", "4096", "--memory", "100MiB", "--recompute", "layer"]
     assert main(command) == 0
-    found = answers(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert "depths at batch 4096" in text
+    found = answers(text)
     namespace: dict[str, type[torch.nn.Module]] = {}
     exec(DEEP, namespace)
 
@@ -59,7 +61,9 @@ def test_the_largest_batch_and_depth_fit_and_the_next_do_not(
 
 def test_memopt_allows_a_larger_batch(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["limits", f"{tiny}:Tiny", "--arg", "layers=8", "--memory", "200MiB"]) == 0
-    found = {variant: int(size) for (_, variant), size in answers(capsys.readouterr().out).items()}
+    text = capsys.readouterr().out
+    assert "depth" not in text, "which is no argument of this model"
+    found = {variant: int(size) for (_, variant), size in answers(text).items()}
     assert found["memopt layer"] > 1.5 * found["naive"]
 
 

@@ -164,6 +164,22 @@ def test_a_model_with_nothing_to_rewrite_is_no_error(run: Run, write, small) -> 
     assert "Equivalent" not in out
 
 
+def test_a_model_that_cannot_be_predicted_is_told_so_once(run: Run, write, tiny: str, small) -> None:
+    path = write(
+        "reading.py",
+        "from torch import nn\nfrom tiny import Tiny\n"
+        "class Reading(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.inner = Tiny()\n"
+        "    def forward(self, x):\n        y = self.inner(x)\n        return y * (1 + y.sum().item())\n",
+    )
+    status, out, err = run("optimize", f"{path}:Reading", *small)
+    assert (status, err) == (0, "")
+    notes = [note for note in out.split("Note: ") if "cannot be predicted" in note]
+    assert len(notes) == 1
+    assert "Exception" not in notes[0]
+    assert "training step" not in out
+
+
 @pytest.mark.parametrize("options", [("--json", "-"), ("--quiet",), ()])
 def test_a_failed_equivalence_is_status_1_and_nothing_is_claimed(
     run: Run, tiny: str, small, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]

@@ -39,6 +39,18 @@ def test_a_sweep_over_the_batch_size_is_linear(tiny: str, tmp_path: Path) -> Non
     assert naive[2] / naive[0] == pytest.approx(3, rel=0.05)
 
 
+def test_the_batch_of_a_given_input_is_varied(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "input"
+    command = ["sweep", f"{tiny}:Tiny", "--batch-size", "2:6:2", "--out", str(out), "--recompute", "layer"]
+    assert main([*command, "--input", "64x3x16x16"]) == 0
+    peaks = [int(row["activation_peak_bytes"]) for row in rows(out.with_suffix(".csv")) if row["variant"] == "naive"]
+    assert main([*command, "--input", "2x3x16x16"]) == 0
+    again = [int(row["activation_peak_bytes"]) for row in rows(out.with_suffix(".csv")) if row["variant"] == "naive"]
+    assert peaks == again == sorted(set(peaks))
+    assert f"\nWritten: {out}.csv, {out}.svg, {out}.png\n" in capsys.readouterr().out
+    assert main([*command, "--input", "3,16,16"]) == 2
+
+
 def test_a_function_of_the_users_is_one_more_variant(tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "also"
     (tmp_path / "rival.py").write_text("def same(model):\n    return model\n")

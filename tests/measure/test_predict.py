@@ -170,7 +170,7 @@ def test_a_forward_that_reads_values_cannot_be_predicted(images) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x * x.max().item())
 
-    with pytest.raises(PredictionError, match=r"Reading cannot run on tensors without data .* GPU memory"):
+    with pytest.raises(PredictionError, match=r"GPU memory of Reading cannot be predicted.* value of a tensor"):
         predict_step(lambda: Reading(3, 4, 3), images)
 
 

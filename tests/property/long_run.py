@@ -9,7 +9,6 @@ Writes what it did and what it found to tests/property/results/long_run.json. Ex
 import argparse
 import json
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 import memopt
+from tests.bench.provenance import commit
 from tests.property.models import HARMLESS
 from tests.property.recipes import random_recipe
 from tests.property.side_by_side import differences, eager_repeats_itself
@@ -60,7 +60,7 @@ def main() -> int:
     document = {
         "seed": options.seed,
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "memopt": memopt.__version__,
         **tally,
         "effects": dict(sorted(effects.items())),
@@ -78,7 +78,7 @@ def _recheck() -> int:
     suspects = [r for r in drawn if any(entry.startswith(f"{r}: ") for entry in document["different"])]
     unrepeated = [r for r in suspects if r.amp and not eager_repeats_itself(r)]
     document[UNREPEATED] = document.get(UNREPEATED, 0) + len(unrepeated)
-    document["rechecked at commit"] = _commit()
+    document["rechecked at commit"] = commit()
     document["different"] = [
         f"{r}: {found[:3]}" for r in suspects if r not in unrepeated and (found := differences(r)[0])
     ]
@@ -91,11 +91,6 @@ def _written(document: dict[str, Any]) -> int:
     RESULT.write_text(f"{text}\n", encoding="utf-8")
     print(text)
     return 1 if document["different"] else 0
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=RESULT.parents[1], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _names_a_line(note: str) -> bool:

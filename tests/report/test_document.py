@@ -64,6 +64,12 @@ def test_says_what_is_measured_and_what_predicted(comparison: Comparison) -> Non
     assert document["predicted"]["target"] == "GPU"
 
 
+def test_where_memopt_does_not_pay_the_document_warns(comparison: Comparison) -> None:
+    (warning,) = comparison_document(comparison)["warnings"]
+    assert warning.startswith("Predicted for a GPU, memopt does not pay")
+    assert comparison_document(replace(comparison, predicted_after=None))["warnings"] == []
+
+
 def test_what_was_not_measured_is_null(comparison: Comparison) -> None:
     document = comparison_document(replace(comparison, before=None, after=StepFigures(out_of_memory=True)))
     assert {document["before"][key] for key in FIGURES - {"out_of_memory"}} == {None}

@@ -36,6 +36,7 @@ def test_the_page_holds_the_report_and_asks_the_network_for_nothing(compared: Co
     assert "At the peak, by category" in page
     for note in compared.notes:
         assert note in page
+    assert "<strong>Predicted for a GPU, memopt does not pay" in page
     # Names of namespaces are no requests.
     addresses = set(re.findall(r'https?://[^"\s<)]+', page))
     assert all(

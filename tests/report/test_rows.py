@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from memopt.measure import CATEGORIES, Equivalence, StepFigures, Timeline
+from memopt.ir import MemoryPlan
+from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
 from memopt.report.rows import (
     BlockRow,
     FigureRow,
@@ -11,7 +12,7 @@ from memopt.report.rows import (
     category_rows,
     equivalence_line,
     figure_rows,
-    first_names,
+    not_paying,
     rejection_rows,
     shape_text,
 )
@@ -81,6 +82,26 @@ def test_out_of_memory_is_said_and_has_no_ratio() -> None:
     assert figure_rows(OUT, None) == (FigureRow("training step", "out of memory", "—", "—"),)
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_where_the_peak_is_not_lower_it_is_said(comparison: Comparison, measured: bool) -> None:
+    changes = {side: StepFigures(peak_allocated_bytes=25 * MIB) for side in ("before", "predicted_before")}
+    changes |= {side: StepFigures(peak_allocated_bytes=20 * MIB) for side in ("after", "predicted_after")}
+    pays = replace(comparison, **changes)
+    assert not_paying(pays) == ()
+    after = "after" if measured else "predicted_after"
+    worse = replace(pays, **{after: StepFigures(peak_allocated_bytes=25 * MIB)})
+    source = "Measured on the CPU" if measured else "Predicted for a GPU"
+    assert not_paying(worse) == (
+        f"{source}, memopt does not pay: the peak allocated is 25.0 MiB with it and 25.0 MiB without. Leave the model "
+        "as it is, or try a larger input.",
+    )
+    assert not_paying(replace(worse, **{after: StepFigures(out_of_memory=True)})) == ()
+    assert not_paying(replace(worse, **{after: None})) == ()
+    plan = MemoryPlan(30 * MIB, (), 25 * MIB, 25 * MIB, None, 0.0)
+    assert not_paying(replace(worse, plan=plan)) == (), "a budget may be filled on purpose"
+    assert not_paying(replace(worse, explanation=replace(worse.explanation, chains=()))) == ()
+
+
 def test_chains_are_counted_by_block(make_chain) -> None:
     chains = [
         make_chain(0, 1, reason="lost"),
@@ -136,9 +157,7 @@ def test_equivalence_in_a_sentence(passed: Equivalence) -> None:
     )
 
 
-def test_lists_are_cut() -> None:
-    assert first_names(["a", "b", "c"]) == "a, b, c"
-    assert first_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+def test_shapes() -> None:
     assert shape_text((64, 3, 32, 32)) == "64x3x32x32"
 
 
@@ -151,5 +170,7 @@ def test_the_categories_of_a_predicted_peak() -> None:
         FigureRow("activations", "400.0 MiB", "100.0 MiB", "0.250 ×"),
         FigureRow("scratch", "5.00 MiB", "0.0 MiB", "0.000 ×"),
     )
+    hardly = category_rows(line(gradients=3, activations=4000), line(gradients=8, activations=100))
+    assert hardly[0] == FigureRow("gradients", "3.00 MiB", "8.00 MiB", "—")
     assert category_rows(line(scratch=5), None) == (FigureRow("scratch", "5.00 MiB", "—", "—"),)
     assert category_rows(None, None) == ()

@@ -48,6 +48,23 @@ def test_without_measurements(comparison: Comparison) -> None:
     assert "measured on" not in text
 
 
+def test_without_any_figure_there_is_no_table(comparison: Comparison) -> None:
+    nothing = dict.fromkeys(("before", "after", "predicted_before", "predicted_after"))
+    assert "training step" not in printed(replace(comparison, **nothing))
+    text = printed(replace(comparison, **nothing | {"after": comparison.after}))
+    (heading,) = [line for line in text.splitlines() if line.startswith("training step")]
+    assert heading.split() == ["training", "step", "after"]
+
+
+def test_a_peak_that_is_not_lower_is_said_below_the_figures(comparison: Comparison) -> None:
+    lines = printed(comparison, 120).splitlines()
+    (place,) = [
+        place for place, line in enumerate(lines) if line.startswith("Predicted for a GPU, memopt does not pay")
+    ]
+    assert lines[place - 2].startswith("  peak allocated")
+    assert [lines[place - 1], lines[place + 2]] == ["", ""]
+
+
 def test_out_of_memory_before(comparison: Comparison) -> None:
     text = printed(replace(comparison, before=StepFigures(out_of_memory=True)))
     row = next(line for line in text.splitlines() if "activation peak" in line)

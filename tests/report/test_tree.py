@@ -43,6 +43,24 @@ def test_the_tree_has_a_branch_for_each_block(explanation: Explanation) -> None:
     ]
 
 
+def test_a_reason_of_several_chains_is_said_once(make_chain: Callable[..., ChainReport]) -> None:
+    shared, own = "the budget's memory spares more time elsewhere", "keeping 2.00 MiB spares 54 µs"
+    planned = [replace(make_chain(1, n), reason=reason) for n, reason in enumerate((own, shared, shared))]
+    left = [make_chain(1, n, reason="it is read elsewhere") for n in (3, 4)]
+    out = io.StringIO()
+
+    print_explanation(Explanation(True, True, False, (*planned, *left), ()), "model.py:Net", out, width=200)
+
+    assert out.getvalue().splitlines()[3:-1] == [
+        f"└── dense block 1: 3 of 5 rewritten; 2 because {shared}; 2 left alone because it is read elsewhere",
+        f"    ├── block1.layer0.norm1 (model.py:53): recomputes layer exactly; {own}",
+        "    ├── block1.layer1.norm1 (model.py:53): recomputes layer exactly",
+        "    ├── block1.layer2.norm1 (model.py:53): recomputes layer exactly",
+        "    ├── block1.layer3.norm1 (model.py:53): left alone",
+        "    └── block1.layer4.norm1 (model.py:53): left alone",
+    ]
+
+
 def test_the_document_has_every_chain_in_bytes(explanation: Explanation) -> None:
     document = json.loads(json.dumps(explanation_document(explanation, "model.py:Net")))
 

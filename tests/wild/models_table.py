@@ -7,9 +7,7 @@ python tests/wild/models_table.py --write    # put the rows into README.md betwe
 import argparse
 import copy
 import csv
-import datetime
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +68,7 @@ def _tried(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> 
     import memopt
     from memopt.capture import through_checkpoints
     from memopt.measure.equivalence import check_equivalence
+    from tests.bench.provenance import software
     from tests.helpers import counted_saves
 
     torch.manual_seed(0)
@@ -94,11 +93,7 @@ def _tried(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> 
         "saved_before": saved[0],
         "saved_after": saved[1],
         "equivalent": "bit-identical" if result.passed else "NO",
-        "torch": torch.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "date": datetime.date.today().isoformat(),
+        **software(),
     }
 
 

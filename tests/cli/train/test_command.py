@@ -124,6 +124,9 @@ def test_a_finished_run_has_nothing_left_to_do(run: Run) -> None:
     status, out, _ = run("--resume", "a", "--device", "cpu")
     assert status == 0
     assert "epoch 2/2" not in out
+    assert "this run is finished: all 2 epochs are done" in out
+    assert "--resume a --epochs N" in out
+    assert "going on" not in out
     assert all(torch.equal(a, b) for a, b in zip(before.values(), weights("a").values(), strict=True))
 
 
@@ -171,6 +174,15 @@ def test_a_model_of_the_users(run: Run, other: str) -> None:
     status, out, _ = run("--model", f"{other}:Net", "--arg", "classes=12", *options)
     assert status == 0
     assert "memopt rewrote 1 of 1 chains" in out
+
+
+def test_a_model_of_one_channel_is_given_grey_digits(run: Run, other: str) -> None:
+    net = ("--model", f"{other}:Net", "--device", "cpu", "--valid-size", "1400", "--epochs", "1")
+    status, _, err = run(*net, "--arg", "channels=1", "--save", "a", "--batch-size", "auto")
+    assert (status, err) == (0, "")
+    assert run("--resume", "a", "--epochs", "2", "--device", "cpu")[0] == 0
+    status, _, err = run(*net, "--arg", "channels=1", "--data", "absent")
+    assert status == 2
 
 
 @pytest.mark.parametrize("options", [("--channels-last",), ("--amp", "bf16"), ("--amp", "fp16"), ("--augment", "no")])
@@ -229,7 +241,7 @@ def test_bad_input_is_one_line_with_a_remedy(run: Run, case: str, monkeypatch: p
     ("target", "options", "message"),
     [
         ("Net", ("--arg", "classes=4"), "tells 4 classes apart, and handwritten digits have 10"),
-        ("Net", ("--arg", "channels=1"), "refuses images of shape 2x3x32x32"),
+        ("Net", ("--arg", "channels=2"), "refuses images of shape 2x3x32x32"),
         ("frozen", (), "has no parameter that requires a gradient"),
         ("feature_maps", (), "does not return logits"),
     ],

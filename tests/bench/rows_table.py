@@ -1,0 +1,41 @@
+"""Markdown tables made from the CSV rows that benchmarks wrote."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Row = dict[str, str]
+NOTHING = "—"
+
+
+def load(path: Path) -> list[Row]:
+    """Every committed row; none where nothing was measured yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(title: str, rows: list[Row], headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A table below its title, which closes its own bold face, and the origin of the rows that it is made of."""
+    head = (f"**{title} ({_origin(rows)})", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings))
+    return "\n".join((*head, *(f"| {' | '.join(row)} |" for row in cells)))
+
+
+def _origin(rows: list[Row]) -> str:
+    return "; ".join(sorted({f"{r['gpu']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in rows}))
+
+
+def mib(size_bytes: str) -> str:
+    """A size as "12 MiB"."""
+    return f"{float(size_bytes) / 2**20:,.0f} MiB" if size_bytes else NOTHING
+
+
+def milliseconds(seconds: str) -> str:
+    """A time as "1.2 ms"."""
+    return f"{float(seconds) * 1e3:.1f} ms" if seconds else NOTHING
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many digits behind the point."""
+    return NOTHING if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,46 @@
+"""What a memory plan says of itself."""
+
+from dataclasses import replace
+
+from memopt.ir import MemoryPlan, PlannedLayer
+
+MIB = 2**20
+
+PLAN = MemoryPlan(
+    budget_bytes=300 * MIB,
+    layers=(
+        PlannedLayer("block1.norm", 1, "concat", 12 * MIB, 0.0, 5.4e-5),
+        PlannedLayer("block2.norm", 2, "layer", 0, 8e-5, 0.0),
+        PlannedLayer("final", 0, "layer", 0, 0.0, 0.0),
+    ),
+    peak_allocated_bytes=280 * MIB + 1,
+    largest_peak_bytes=290 * MIB,
+    peak_reserved_bytes=295 * MIB,
+    seconds=8e-5,
+    least_bytes=250 * MIB - 1,
+)
+
+
+def test_a_plan_in_a_sentence() -> None:
+    assert PLAN.summary == (
+        "Budget 300 MiB: levels 1 × concat, 2 × layer; predicted peak allocated 281 MiB, reserved 295 MiB, 80 µs of "
+        "recomputation a step. The least possible budget is 250 MiB."
+    )
+
+
+def test_where_workspaces_may_exceed_the_budget_it_says_so() -> None:
+    assert "It may reach 301 MiB, beyond the budget" in replace(PLAN, largest_peak_bytes=300 * MIB + 1).summary
+
+
+def test_a_model_that_stays_as_it_is() -> None:
+    plan = replace(PLAN, stays_because="there is room", least_bytes=None, peak_reserved_bytes=None)
+    assert plan.untouched
+    assert plan.summary == "Budget 300 MiB: the model stays as it is; predicted peak allocated 281 MiB."
+
+
+def test_layers_say_why_they_have_their_level() -> None:
+    assert [layer.reason for layer in PLAN.layers] == [
+        "keeping 12.0 MiB spares 54 µs",
+        "the budget's memory spares more time elsewhere",
+        "there is nothing to spare",
+    ]
