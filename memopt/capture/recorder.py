@@ -113,8 +113,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
         flat, output_spec = pytree.tree_flatten(result)
         recorder.output(flat)
-    if outer_mode is not None:
-        # This step's own parameters were cast, unseen; it shall cast them itself, when eager would.
+    if outer_mode is not None:  # parameters of a predicted step were cast, unseen: it shall cast them itself
         torch.clear_autocast_cache()
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
