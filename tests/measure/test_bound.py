@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memopt.measure.bound import Distance, check_bound, measure_distance, measuring_distance, without_tf32
+from memopt.measure.bound import Distance, check_bound, judged, measure_distance, measuring_distance, without_tf32
 
 
 class Rounded(nn.Module):
@@ -118,10 +118,10 @@ def test_only_seeds_that_are_new_are_run(images) -> None:
     naive, other = Watched(0.0), Watched(0.0)
     with measuring_distance(naive, other) as of:
         distance = of(images)
-        first, all_three = distance(1), distance(3)
+        first, all_three = distance(1, 0), distance(3, 0)
         assert len(naive.modes) == 2 * 2 * 3
         assert len(other.modes) == 2 * 3
-        assert distance(3) == all_three
+        assert distance(3, 0) == all_three
         assert len(other.modes) == 2 * 3
     assert first == measure_distance(naive, other, images, seeds=1)
     assert all_three == measure_distance(naive, other, images, seeds=3)
@@ -155,3 +155,29 @@ def test_what_is_not_finite_must_be_so_in_the_same_places(images) -> None:
 )
 def test_limits(figures: tuple[float, ...], on_cpu: bool, within: bool) -> None:
     assert Distance(*figures, on_cpu=on_cpu).within_bound is within
+
+
+class Kinked(nn.Module):
+    """A thousand activations that are one rounding away from a kink, `moved` of them to its other side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1000,), 1.0).nextafter(torch.tensor(2.0)))
+        self.moved, self.scale = 0, 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        moves = torch.where(torch.arange(1000) < self.moved, 1.0 - 1e-7, 1.0).to(self.weight.dtype)
+        return F.relu(self.weight * moves - 1.0) * self.scale + x.mean() * self.weight
+
+
+def test_kinks_move_eager_as_much_where_its_weights_are_rounded_otherwise(images) -> None:
+    naive, other = Kinked(), Kinked()
+    other.moved = 100
+    assert not measure_distance(naive, other, images).within_bound
+    assert check_bound(naive, other, images).passed
+    before = naive.weight.detach().clone()
+    with measuring_distance(naive, other) as of:
+        assert judged(of(images), (1, 0), (1, 4)).within_bound
+    assert torch.equal(naive.weight, before)
+    other.scale = 10.0
+    assert not check_bound(naive, other, images).passed
