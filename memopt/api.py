@@ -16,6 +16,7 @@ from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
 from memopt.errors import CaptureError, ConfigError
 from memopt.explaining import NOTHING_FOUND
+from memopt.garbage import quick_collections
 from memopt.ir import (
     Explanation,
     Level,
@@ -102,7 +103,8 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
         if not path and shared.config.budget_bytes is not None:
             shared.plan = _plan(shared.config.budget_bytes, model, args, kwargs, shared.config)
             shared.levels = shared.plan.levels
-        rewritten = rewrite_forward(model, plain, args, kwargs, shared, path)
+        with quick_collections():
+            rewritten = rewrite_forward(model, plain, args, kwargs, shared, path)
         install_within(model, rewritten.boundaries, lambda module, name: _install(module, shared, joined(path, name)))
         return rewritten
 
@@ -206,6 +208,7 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     return replace(known, notes=tuple(notes))
 
 
+@quick_collections()
 def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], shared: Shared) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
     try:

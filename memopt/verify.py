@@ -1,8 +1,9 @@
 """Is the rewritten model the untouched one? Asked when `apply` is given example inputs, on copies, on few samples."""
 
 import gc
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,13 +74,16 @@ def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     waits = waits_for_others(model)
     if waits is not None:
         return f"Not verified: {waits} would wait for the other processes."
-    fused = any(report.numerics == "fast" for report in copies.explain(model).chains)
+    chains, few = copies.explain(model).rewritten, first_samples(inputs, CHECK_SAMPLES)
+    fused = any(report.numerics == "fast" for report in chains)
+    hopeless = sum(report.saved_bytes for report in chains) * _share(few, inputs) > _capacity_bytes(model)
     first = [copies.naive()]
     reusing = replace(copies, naive=lambda: first.pop() if first else copies.naive())
     whole, small = _Trial(reusing, fused), _Trial(_in_little_memory(copies), fused, small=True)
     try:
         with _nothing_of_the_users(first[0]):
-            trial, differing = _first_that_fits(whole, small, first_samples(inputs, CHECK_SAMPLES))
+            trials = (small,) if hopeless else (whole, small)
+            trial, differing = _first_that_fits(trials, few)
     except StepError as error:
         return f"Not verified: no training step can be made of this model ({error})."
     except Exception as error:
@@ -195,17 +199,34 @@ def _too_far(distance: OverSeeds) -> str | None:
     return None if found.within_bound else str(found)
 
 
-def _first_that_fits(whole: _Trial, small: _Trial, few: Inputs) -> tuple[_Trial, str | None]:
-    """What the first of two trials finds, or the second where the first runs out of memory."""
-    try:
-        return whole, whole.difference(few)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside the handler: its traceback, whose frames hold copies and their graphs, is gone by now.
-    gc.collect()
-    torch.cuda.empty_cache()
-    return small, small.difference(few)
+def _first_that_fits(trials: Sequence[_Trial], few: Inputs) -> tuple[_Trial, str | None]:
+    """What the first of the trials finds, or the next where it runs out of memory."""
+    *first, last = trials
+    for trial in first:
+        try:
+            return trial, trial.difference(few)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler: its traceback, whose frames hold copies and their graphs, is gone by now.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return last, last.difference(few)
+
+
+def _share(few: Inputs, inputs: Inputs) -> float:
+    """Of all samples, how many a few are."""
+    pairs = [(a, b) for a, b in zip(few, inputs, strict=True) if isinstance(a, torch.Tensor) and a.numel()]
+    return max((a.numel() / b.numel() for a, b in pairs), default=1.0)
+
+
+def _capacity_bytes(model: nn.Module) -> float:
+    """What this process may allocate where the model is; nobody says so of a CPU."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return math.inf
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    return float(total_bytes * torch.cuda.get_per_process_memory_fraction(device))
 
 
 def _place(chains: tuple[ChainReport, ...]) -> str:

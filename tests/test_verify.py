@@ -67,6 +67,21 @@ def test_a_model_is_verified_in_less_memory_than_its_naive_step_takes(family: Ca
     assert_trains_alike(deep(family), model, images(size=32), steps=1)
 
 
+def test_what_cannot_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    trials = verify._first_that_fits
+    monkeypatch.setattr(verify, "_first_that_fits", lambda given, few: tried.append(len(given)) or trials(given, few))
+    naive = bc.DenseNet(depth=22)
+    x = images(8)
+    kept_bytes = sum(c.saved_bytes for c in memopt.explain(memopt.apply(copy.deepcopy(naive), x)).chains) / 4
+    for capacity_bytes, count in ((kept_bytes - 1, 1), (kept_bytes + 1, 2)):
+        tried.clear()
+        monkeypatch.setattr(verify, "_capacity_bytes", lambda model, most=capacity_bytes: most)
+        notes = memopt.explain(memopt.apply(copy.deepcopy(naive), x)).notes
+        assert tried == [count]
+        assert (RECOMPUTED in notes) == (count == 1)
+
+
 def test_where_memory_suffices_nothing_is_recomputed() -> None:
     model = deep()
     with little_memory(100 * KEEPS_TOO_MUCH):

@@ -1,8 +1,7 @@
 """Memory of a training step on a GPU, found without one by a step on fake CPU tensors."""
 
-import gc
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from memopt.garbage import quick_collections
 from memopt.ir import watching_regions
 from memopt.measure.cuda_libraries import CudaLibraries
 from memopt.measure.memory import CUDA_WARMUP, StepFigures, leave, observe_step
@@ -155,16 +155,6 @@ def _largest(figures: StepFigures, bound: StepFigures) -> StepFigures:
     """The larger of each: served otherwise, a request may also end up in a better place."""
     names = ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "saved_bytes")
     return replace(figures, **{name: max(getattr(figures, name), getattr(bound, name)) for name in names})
-
-
-@contextmanager
-def quick_collections() -> Iterator[None]:
-    """What is alive now is left out of garbage collections inside: a step makes many, and torch is large."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _TaggedStep(TrainingStep):
