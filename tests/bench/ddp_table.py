@@ -8,10 +8,9 @@ import argparse
 import re
 from pathlib import Path
 
-from rows_table import Row, load, markdown, mib, milliseconds, number
+from rows_table import RESULTS, Row, load, markdown, mib, milliseconds, number
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results" / "ddp_step.csv"
 TITLES = {
     ("bc100", "ddp", "batch"): "DenseNet-BC-100 (k = 12), 3×32×32, fp32, DistributedDataParallel",
     ("bc100", "ddp", "sync"): "DenseNet-BC-100 with SyncBatchNorm, DistributedDataParallel",
@@ -122,7 +121,7 @@ def main() -> None:
     """Print the tables, or write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    rows = load(RESULTS)
+    rows = load(RESULTS / "ddp_step.csv")
     if parser.parse_args().write:
         readme = ROOT / "README.md"
         readme.write_text(written(readme.read_text(), render(rows)))

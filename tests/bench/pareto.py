@@ -3,14 +3,11 @@
 python tests/bench/pareto.py    # writes pareto.svg and budget.svg in tests/bench/results
 """
 
-import csv
-from pathlib import Path
-
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from rows_table import RESULTS, Row, newest
 
-RESULTS = Path(__file__).parent / "results"
 SIZE_MIB = 2**20
 TITLES = {
     "bc100-512": "DenseNet-BC-100, batch 512, fp32",
@@ -24,7 +21,6 @@ FAMILIES = (
     ("", "#777777", "D"),
 )
 """Beginning of a variant's name, colour and marker; the first that fits."""
-Row = dict[str, str]
 Point = tuple[str, float, float]
 
 
@@ -74,6 +70,8 @@ def draw_budgets(axes: Axes, title: str, rows: list[Row]) -> None:
     for family, colour, marker in FAMILIES[:2]:
         mine = [r for r in rows if r["variant"] == "budget" and family.endswith(r["numerics"])]
         curve = sorted((_mib(row), _milliseconds(row)) for row in mine)
+        if not curve:
+            continue
         axes.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2, zorder=3)
         axes.annotate(
             f"{family}, within budgets",
@@ -110,35 +108,30 @@ def _milliseconds(row: Row) -> float:
     return float(row["gpu_seconds"]) * 1e3
 
 
-def load(name: str) -> list[Row]:
-    """Every row of a file of results."""
-    with (RESULTS / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def origin(rows: list[Row]) -> str:
+def origin(found: dict[str, list[Row]]) -> str:
     """On what rows were measured."""
-    return "; ".join(sorted({f"{row['gpu']}, torch {row['torch']}" for row in rows}))
+    return "; ".join(sorted({f"{row['gpu']}, torch {row['torch']}" for rows in found.values() for row in rows}))
 
 
 def main() -> None:
     """Draw the pictures."""
     mpl.use("svg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "memopt", "font.family": "sans-serif"})
-    rows = load("train_step.csv")
+    found = {table: newest("train_step.csv", table, "memopt fast layer") for table in TITLES}
     figure, panels = plt.subplots(1, len(TITLES), figsize=(13, 4.6), sharey=True, layout="constrained")
     for axes, (table, title) in zip(panels, TITLES.items(), strict=True):
-        draw(axes, title, points(rows, table))
+        draw(axes, title, points(found[table], table))
     panels[0].set_ylabel("GPU time of a step, × naive")
-    figure.suptitle(f"One training step: blue memopt fast, green memopt exact, grey the rest ({origin(rows)})")
+    figure.suptitle(f"One training step: blue memopt fast, green memopt exact, grey the rest ({origin(found)})")
     figure.savefig(RESULTS / "pareto.svg", metadata={"Date": None})
 
-    rows = load("budget.csv")
-    figure, panels = plt.subplots(1, len(BUDGETS), figsize=(11, 4.4), layout="constrained")
-    for axes, (table, title) in zip(panels, BUDGETS.items(), strict=True):
-        draw_budgets(axes, title, [row for row in rows if row["table"] == table])
-    panels[0].set_ylabel("GPU time of a step, ms")
-    figure.suptitle(f"One training step within a memory budget, and rivals ({origin(rows)})")
+    found = {table: newest("budget.csv", table, "budget") for table in BUDGETS}
+    shown = [table for table, rows in found.items() if rows]
+    figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4.4), squeeze=False, layout="constrained")
+    for axes, table in zip(panels[0], shown, strict=True):
+        draw_budgets(axes, BUDGETS[table], found[table])
+    panels[0, 0].set_ylabel("GPU time of a step, ms")
+    figure.suptitle(f"One training step within a memory budget\n({origin(found)})", fontsize=10)
     figure.savefig(RESULTS / "budget.svg", metadata={"Date": None})
 
 

@@ -9,16 +9,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from rows_table import NOTHING, Row, load, markdown, mib, milliseconds, number
+import ddp_table
+from rows_table import NOTHING, RESULTS, Row, load, markdown, mib, milliseconds, number
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results" / "train_step.csv"
-DEEPEST = RESULTS.with_name("deepest.csv")
-EARLIER = RESULTS.with_name("README.md")
+EARLIER = RESULTS / "README.md"
 EARLIER_TITLE = """# Measured at earlier commits
 
 The runtime has changed since these rows were measured: they say what was, each with its commit. Measured again, a table
-moves to the README of the project.
+stands in the README of the project.
 
 One training step (forward, cross-entropy, backward, SGD with momentum). *Activation peak*: peak allocated during the
 step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
@@ -109,8 +108,11 @@ def render_predicted(rows: list[Row]) -> str:
     def cells(model: str) -> tuple[str, ...]:
         own = {row["variant"]: row for row in rows if row["model"] == model}
         first = own[variants[0]]
-        figures = ("activation_peak_bytes", "peak_allocated_bytes")
-        errors = (", ".join(_error(own[variant], figure) for figure in figures) for variant in variants)
+        figures = ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+        errors = (
+            ", ".join(_error(own[variant], figure) for figure in figures) if variant in own else NOTHING
+            for variant in variants
+        )
         return (
             f"{model} {first['amp']}".strip(),
             first["input"],
@@ -118,7 +120,7 @@ def render_predicted(rows: list[Row]) -> str:
             *errors,
         )
 
-    title = "Predicted against measured**: error of the activation peak and of the peak allocated"
+    title = "Predicted against measured**: error of the activation peak, of the peak allocated and of the peak reserved"
     return markdown(title, rows, ("model", "input", "never fitted", *variants), map(cells, models)) + "\n"
 
 
@@ -181,19 +183,31 @@ def _ratio(one: str, other: str, digits: int) -> str:
     return number(float(one) / float(other) if one and other else None, digits)
 
 
+RENDERED: dict[str, Callable[[list[Row]], str]] = {
+    "train_step": render,
+    "densenet121_exact": render,
+    "deepest": render_deepest,
+    "predicted": render_predicted,
+    "budget": render_budgets,
+    "train_demo": render_training,
+    "ddp_step": ddp_table.render,
+}
+"""How the rows of each file are shown."""
+
+
 def everything() -> str:
-    """What stands in the README between its markers: rows measured since the runtime last changed."""
-    return _joined((render_deepest, "deepest"), (render_budgets, "budget"))
+    """What stands in the README between its markers; several GPUs have markers of their own."""
+    return _tables(RESULTS, [name for name in RENDERED if name != "ddp_step"])
 
 
 def earlier() -> str:
     """Rows of earlier commits, which stand beside the CSV files until they are measured again."""
-    others = ((render, "densenet121_exact"), (render_predicted, "predicted"), (render_training, "train_demo"))
-    return f"{EARLIER_TITLE}\n{render(load(RESULTS))}\n{_joined(*others)}"
+    return f"{EARLIER_TITLE}\n{_tables(RESULTS / 'earlier', list(RENDERED))}"
 
 
-def _joined(*tables: tuple[Callable[[list[Row]], str], str]) -> str:
-    return "\n".join(make(load(RESULTS.with_name(f"{name}.csv"))) for make, name in tables)
+def _tables(folder: Path, names: list[str]) -> str:
+    loaded = {name: load(folder / f"{name}.csv") for name in names}
+    return "\n".join(RENDERED[name](rows) for name, rows in loaded.items() if rows)
 
 
 def written(text: str, tables: str) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 Row = dict[str, str]
 NOTHING = "—"
+RESULTS = Path(__file__).parent / "results"
+"""Rows measured since the runtime last changed; those of earlier commits are in the folder `earlier` in it."""
 
 
 def load(path: Path) -> list[Row]:
@@ -14,6 +16,15 @@ def load(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def newest(name: str, table: str, *variants: str) -> list[Row]:
+    """The rows of a table of the last run that measured all of these variants; none where no run did."""
+    for folder in (RESULTS, RESULTS / "earlier"):
+        rows = [row for row in load(folder / name) if row["table"] == table]
+        if {row["variant"] for row in rows} >= {*variants}:
+            return rows
+    return []
 
 
 def markdown(title: str, rows: list[Row], headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:

@@ -108,8 +108,10 @@ def test_promises() -> None:
 
 def test_the_committed_rows_keep_the_promises_and_are_in_the_readme() -> None:
     table = load("ddp_table")
-    rows, text = table.load(table.RESULTS), (table.ROOT / "README.md").read_text()
+    now, before = (table.load(folder / "ddp_step.csv") for folder in (table.RESULTS, table.RESULTS / "earlier"))
+    text = (table.ROOT / "README.md").read_text()
 
-    assert table.broken_promises(rows) == []
+    assert now or before
+    assert table.broken_promises(now) == table.broken_promises(before) == []
     assert table.MARK.search(text)
-    assert table.written(text, table.render(rows)) == text
+    assert table.written(text, table.render(now)) == text

@@ -7,6 +7,8 @@ import pytest
 
 from tests.bench.scripts import load
 
+newest = load("rows_table").newest
+
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
@@ -24,7 +26,7 @@ def test_rows_of_earlier_commits_stand_beside_their_files(tables: ModuleType) ->
 
 
 def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
-    rows = [row for row in tables.load(tables.RESULTS) if row["table"] == "bc100-64"]
+    rows = newest("train_step.csv", "bc100-64", "memopt exact layer")
     text = tables.render([row | {"step_seconds": ""} for row in rows])
 
     assert "| memopt exact layer | 301 MiB | 0.139 |" in text
@@ -32,9 +34,12 @@ def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
 
 
 def test_every_row_names_its_origin(tables: ModuleType) -> None:
-    rows = tables.load(tables.RESULTS)
+    files = [
+        folder / f"{name}.csv" for folder in (tables.RESULTS, tables.RESULTS / "earlier") for name in tables.RENDERED
+    ]
+    rows = [row for file in files for row in tables.load(file)]
 
-    assert rows
+    assert len(rows) > 100
     for row in rows:
         assert all(row[field] for field in ("gpu", "torch", "commit", "date")), row
 
@@ -52,9 +57,9 @@ LIMITS = {
 
 
 @pytest.mark.parametrize(("table", "variant"), LIMITS)
-def test_rows_keep_the_promised_ratios(table: str, variant: str, tables: ModuleType) -> None:
-    rows = {(row["table"], row["variant"]): row for row in tables.load(tables.RESULTS)}
-    naive, ours = rows[table, "naive"], rows[table, variant]
+def test_rows_keep_the_promised_ratios(table: str, variant: str) -> None:
+    rows = {row["variant"]: row for row in newest("train_step.csv", table, "naive", variant)}
+    naive, ours = rows["naive"], rows[variant]
     fields = ("activation_peak_bytes", "gpu_seconds")
 
     assert all(
@@ -63,52 +68,63 @@ def test_rows_keep_the_promised_ratios(table: str, variant: str, tables: ModuleT
     ), ours
 
 
-def test_the_picture_shows_the_committed_rows(tables: ModuleType) -> None:
+def test_the_pictures_show_the_committed_rows(tables: ModuleType) -> None:
     pareto = load("pareto")
-    text, rows = pareto.PICTURE.read_text(), tables.load(tables.RESULTS)
+    text = (tables.RESULTS / "pareto.svg").read_text()
 
     for table, title in pareto.TITLES.items():
         assert title in text
-        for variant, memory, time in pareto.points(rows, table):
+        for variant, memory, time in pareto.points(newest("train_step.csv", table, "memopt fast layer"), table):
             assert variant.removeprefix("memopt ") in text
             assert memory > 0
             assert time > 0
+    assert "within budgets" in (tables.RESULTS / "budget.svg").read_text()
 
 
-def figure(tables: ModuleType, table: str, variant: str, field: str) -> float:
-    (row,) = (row for row in tables.load(tables.RESULTS) if (row["table"], row["variant"]) == (table, variant))
-    return float(row[field])
+def figures(table: str, field: str, *variants: str) -> list[float]:
+    """Of variants that one run measured."""
+    rows = {row["variant"]: row for row in newest("train_step.csv", table, *variants)}
+    return [float(rows[variant][field]) for variant in variants]
 
 
 @pytest.mark.parametrize("table", ["bc100-64", "bc100-512", "densenet121-64", "densenet121-64-bf16"])
-def test_fused_kernels_are_faster_than_a_compiled_model_and_waste_little(tables: ModuleType, table: str) -> None:
-    ours, rival = (figure(tables, table, name, "gpu_seconds") for name in ("memopt fast layer", "torch.compile"))
+def test_fused_kernels_are_faster_than_a_compiled_model_and_waste_little(table: str) -> None:
+    ours, rival = figures(table, "gpu_seconds", "memopt fast layer", "torch.compile")
     assert ours < rival
-    reserved, allocated = (
-        figure(tables, table, "memopt fast layer", name) for name in ("peak_reserved_bytes", "peak_allocated_bytes")
+    (reserved,), (allocated,) = (
+        figures(table, name, "memopt fast layer") for name in ("peak_reserved_bytes", "peak_allocated_bytes")
     )
     assert reserved <= 1.15 * allocated
 
 
-def test_a_plain_loop_and_a_graph_are_faster_too(tables: ModuleType) -> None:
-    def seconds(variant: str) -> float:
-        return figure(tables, "bc100-64", variant, "step_seconds")
+@pytest.mark.parametrize("table", ["bc100-64", "bc100-512"])
+@pytest.mark.parametrize("variant", ["memopt exact concat", "memopt exact layer"])
+def test_exact_reserves_at_most_three_tenths_more(table: str, variant: str) -> None:
+    (reserved,), (allocated,) = (
+        figures(table, name, variant) for name in ("peak_reserved_bytes", "peak_allocated_bytes")
+    )
+    assert reserved <= 1.3 * allocated
 
-    assert seconds("memopt fast layer") <= 0.6 * seconds("naive")
-    assert seconds("memopt fast layer, CUDA graph") <= seconds("torch.compile reduce-overhead")
-    benchmarked = figure(tables, "bc100-512", "naive channels-last, cudnn.benchmark", "gpu_seconds")
-    assert figure(tables, "bc100-512", "memopt fast layer", "gpu_seconds") <= 0.75 * benchmarked
+
+def test_a_graph_and_other_settings_are_slower() -> None:
+    # A plain loop's time is that of a host's processor, which other work may share.
+    ours, reduced = figures(
+        "bc100-64", "step_seconds", "memopt fast layer, CUDA graph", "torch.compile reduce-overhead"
+    )
+    assert ours <= reduced
+    ours, benchmarked = figures("bc100-512", "gpu_seconds", "memopt fast layer", "naive channels-last, cudnn.benchmark")
+    assert ours <= 0.75 * benchmarked
 
 
 def test_two_thousand_layers_train_within_twelve_gibibytes(tables: ModuleType) -> None:
-    (row,) = (row for row in tables.load(tables.DEEPEST) if int(row["depth"]) >= 2000)
+    (row,) = (row for row in tables.load(tables.RESULTS / "deepest.csv") if int(row["depth"]) >= 2000)
     assert row["outcome"] == "trained"
     assert int(row["peak_reserved_bytes"]) <= int(row["cap_bytes"]) == 12 * 2**30
     assert row["notes"].startswith("Verified beside the untouched model")
 
 
-def test_no_measured_peak_exceeds_its_budget_and_more_memory_costs_no_time(tables: ModuleType) -> None:
-    rows = [row for row in tables.load(tables.RESULTS.with_name("budget.csv")) if row["budget_bytes"]]
+def test_no_measured_peak_exceeds_its_budget_and_more_memory_costs_no_time() -> None:
+    rows = [row for row in newest("budget.csv", "bc100-64", "budget") if row["budget_bytes"]]
     assert len(rows) >= 16
     for row in rows:
         assert int(row["peak_allocated_bytes"]) <= int(row["budget_bytes"])
@@ -120,12 +136,12 @@ def test_no_measured_peak_exceeds_its_budget_and_more_memory_costs_no_time(table
 
 
 def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
-    rows = tables.load(tables.RESULTS.with_name("predicted.csv"))
+    rows = tables.load(tables.RESULTS / "predicted.csv")
 
-    def good(row: dict[str, str]) -> bool:
-        figures = ("activation_peak_bytes", "peak_allocated_bytes")
-        return all(abs(float(row[f"predicted_{n}"]) / float(row[f"measured_{n}"]) - 1) < 0.03 for n in figures)
+    def error(row: dict[str, str], figure: str) -> float:
+        return abs(float(row[f"predicted_{figure}"]) / float(row[f"measured_{figure}"]) - 1)
 
-    assert sum(good(row) for row in rows) >= 34
-    assert all(good(row) for row in rows if row["held_out"] == "False")
-    assert sum(good(row) for row in rows if row["held_out"] == "True") >= 18
+    assert len(rows) >= 36
+    for row in rows:
+        for figure in ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
+            assert error(row, figure) < 0.03, (row["model"], row["variant"], figure)
