@@ -79,7 +79,7 @@ def verify(model: nn.Module, copies: Copies, inputs: Inputs) -> str | None:
     hopeless = sum(report.saved_bytes for report in chains) * _share(few, inputs) > _capacity_bytes(model)
     first = [copies.naive()]
     reusing = replace(copies, naive=lambda: first.pop() if first else copies.naive())
-    whole, small = _Trial(reusing, fused), _Trial(_in_little_memory(copies), fused, small=True)
+    whole, small = _Trial(reusing, fused), _Trial(_in_little_memory(reusing), fused, small=True)
     try:
         with _nothing_of_the_users(first[0]):
             trials = (small,) if hopeless else (whole, small)

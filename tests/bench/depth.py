@@ -9,8 +9,10 @@ verification) and of the first step (which compiles kernels), the median of the 
 """
 
 import argparse
+import cProfile
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,14 @@ GIB = 2**30
 STEPS = 3
 
 
-def row(depth: int, variant: str, cap_bytes: int, lazy: bool) -> dict[str, Any]:
+def row(depth: int, variant: str, cap_bytes: int, lazy: bool, profiler: cProfile.Profile | None) -> dict[str, Any]:
     """Train for a few steps and say how it went."""
     result: dict[str, Any] = dict.fromkeys(FIELDS) | {"depth": depth, "variant": variant, "cap_bytes": cap_bytes}
     clean(DEVICE)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_bytes / total)
     try:
-        _train(depth, variant, lazy, result)
+        _train(depth, variant, lazy, profiler, result)
         result["outcome"] = "trained"
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -54,7 +56,7 @@ def row(depth: int, variant: str, cap_bytes: int, lazy: bool) -> dict[str, Any]:
     return result | provenance()
 
 
-def _train(depth: int, variant: str, lazy: bool, result: dict[str, Any]) -> None:
+def _train(depth: int, variant: str, lazy: bool, profiler: cProfile.Profile | None, result: dict[str, Any]) -> None:
     with seeded(0, DEVICE):
         model: nn.Module = bc.DenseNet(depth=depth).to(DEVICE)
         inputs = on_device((torch.randn(64, 3, 32, 32),), DEVICE)
@@ -62,7 +64,8 @@ def _train(depth: int, variant: str, lazy: bool, result: dict[str, Any]) -> None
         if variant.startswith("memopt"):
             _, numerics, level = variant.split()
             examples = None if lazy else inputs
-            memopt.apply(model, examples, config=memopt.Config(numerics=numerics, recompute=level))
+            with profiler or nullcontext():
+                memopt.apply(model, examples, config=memopt.Config(numerics=numerics, recompute=level))
             torch.cuda.synchronize()
             result["apply_seconds"] = time.perf_counter() - start
             result["notes"] = " ".join(memopt.explain(model).notes)
@@ -87,12 +90,16 @@ def main() -> None:
     parser.add_argument("depths", nargs="+", type=int, help="6n + 4 layers")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["memopt fast layer"])
     parser.add_argument("--lazy", action="store_true", help="apply without example inputs: the first step does it all")
+    parser.add_argument("--profile", type=Path, help="write where apply's time goes, for pstats; it takes longer then")
     parser.add_argument("--cap-gib", type=float, default=12.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     pairs = ((depth, variant) for depth in options.depths for variant in options.variants)
-    made = (row(*pair, int(options.cap_gib * GIB), options.lazy) for pair in pairs)
+    profiler = cProfile.Profile() if options.profile else None
+    made = (row(*pair, int(options.cap_gib * GIB), options.lazy, profiler) for pair in pairs)
     append_rows(options.out, FIELDS, made, lambda row: {key: value for key, value in row.items() if value is not None})
+    if profiler is not None:
+        profiler.dump_stats(options.profile)
 
 
 if __name__ == "__main__":

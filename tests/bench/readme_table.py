@@ -25,6 +25,8 @@ step minus what was allocated before it with gradients None. *Checkpointed*: the
 *GPU time*: all kernels of one step. *Step*: its time in a plain loop.
 
 ![Memory against GPU time](pareto.svg)
+
+![Memory budgets](budget.svg)
 """
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
