@@ -87,7 +87,8 @@ def _apply(
     rewriter = _install(target, shared)
     if inputs is not None:
         try:
-            _prepare_now(target, rewriter, inputs, shared)
+            with quick_collections():
+                _prepare_now(target, rewriter, inputs, shared)
         except BaseException:
             remove(target)
             raise
@@ -208,7 +209,6 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     return replace(known, notes=tuple(notes))
 
 
-@quick_collections()
 def _prepare_now(target: nn.Module, rewriter: Rewriter, inputs: tuple[Any, ...], shared: Shared) -> None:
     """Record and plan from example inputs, and verify; takes memopt off where there is nothing to rewrite."""
     try:
