@@ -50,6 +50,12 @@ def dense_strides(size: tuple[int, ...], memory_format: torch.memory_format) -> 
     return tuple(strides)
 
 
+def with_strides_of_ones(x: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """The same tensor with other strides where a size is 1, which say nothing but are seen by who looks at strides."""
+    wanted = tuple(new if extent == 1 else old for extent, old, new in zip(x.shape, x.stride(), stride, strict=True))
+    return x if wanted == x.stride() else x.as_strided(x.size(), wanted)
+
+
 def has_odd_strides(x: torch.Tensor) -> bool:
     """Whether a contiguous tensor has strides of its own where a size is 1: (16, 1, 4, 1) for (N, 1, 4, 4).
 

@@ -12,6 +12,7 @@ from memopt.runtime.fused.backward import Backward
 from memopt.runtime.fused.call import Call
 from memopt.runtime.fused.forward import Forward
 from memopt.runtime.fused.support import allows_tf32
+from memopt.runtime.memory_format import with_strides_of_ones
 from memopt.runtime.ops.batch_norm import BatchNorm
 from memopt.runtime.tape import NotTapedError, Tape, described, record
 
@@ -73,6 +74,7 @@ class ForwardTape:
     def backward(self, saved: Tensors, grad_outputs: Gradients, needs: tuple[bool, ...]) -> Gradients:
         """Gradients of the inputs, then of the parameters."""
         count = len(self.call.binding.parameters)
+        grad_outputs = self._as_reserved(grad_outputs)
         tape = self._backward_tape(grad_outputs, saved[:count], saved[count:], needs)
         if tape is None:
             kept = self._tape.saved(list(saved[count:]))
@@ -137,6 +139,14 @@ class ForwardTape:
 
         return Tape(record(run, [*present, *map(described, saved)]))
 
+    def _as_reserved(self, grad_outputs: Gradients) -> Gradients:
+        """Gradients with strides like those that backward was recorded with: a loss makes (C, 1, 1, 1) of what a head
+        of one position hands out as (C, 1, C, C), and a second recording would be made for nothing."""
+        passed_through = grad_outputs[len(self._tape.strides) :]
+        pairs = zip(grad_outputs, self._tape.strides, strict=False)
+        handed_out = [g if g is None or s is None else with_strides_of_ones(g, s) for g, s in pairs]
+        return *handed_out, *passed_through
+
     def _reserve(self, outputs: dict[int, torch.Tensor], tensors: Tensors, kept: list[torch.Tensor]) -> None:
         """Ask for backward's scratch and give it back: the allocator puts what comes in between into it instead of
         beside it, and reserves less in all."""
@@ -148,7 +158,7 @@ class ForwardTape:
             tape = self._backward_tape(tuple(grads), parameters, tuple(kept), self._needs) if any(self._needs) else None
             self._reserve_bytes = 0 if tape is None else tape.scratch_bytes
             if tape is not None and tensors[0].is_cuda and not isinstance(tensors[0], FakeTensor):
-                tape.compile()
+                tape.compile_soon(tensors[0].device)
         if self._reserve_bytes:
             tensors[0].new_empty(self._reserve_bytes, dtype=torch.uint8)
 

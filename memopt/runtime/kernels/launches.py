@@ -8,10 +8,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from memopt.runtime.kernels.driver import Driver, packed, size_of
 from memopt.runtime.kernels.language import triton
@@ -47,9 +49,11 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
-            compiling = getattr(_local, "compiling", None)
+            compiling: dict[Any, Any] | None = getattr(_local, "compiling", None)
             if compiling is not None:
-                compiling.append(self.jit.warmup(*arguments, grid=grid, **constants))
+                variant = self, *map(_kind, arguments), *constants.items()
+                if variant not in compiling:
+                    compiling[variant] = self.jit.warmup(*arguments, grid=grid, **constants)
                 return
             compiled = self.jit[grid](*arguments, **constants)
             launches = getattr(_local, "launches", None)
@@ -68,6 +72,28 @@ def kernel(function: Any = None, **options: Any) -> Any:
     return Kernel(triton.jit(function, **options))
 
 
+def _kind(argument: Any) -> Any:
+    """All of an argument that Triton chooses a compiled variant by, and maybe more."""
+    if hasattr(argument, "data_ptr"):
+        return argument.dtype, argument.data_ptr() % 16
+    if type(argument) is int:
+        return argument == 1, argument % 16 == 0, argument.bit_length() > 31, argument.bit_length() > 63
+    return argument
+
+
+def compile_soon(launches: Iterable[Callable[[], None]], device: torch.device) -> Future[None]:
+    """As `compile_ahead`, in the background; the result is there when all is compiled."""
+
+    def compile_there() -> None:
+        with torch.cuda.device(device):  # of a thread of its own
+            compile_ahead(launches)
+
+    pool = ThreadPoolExecutor(1)
+    compiling = pool.submit(compile_there)
+    pool.shutdown(wait=False)
+    return compiling
+
+
 def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
     """Compile what launches need, several kernels at a time, and launch nothing.
 
@@ -77,7 +103,7 @@ def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
     mode = getattr(triton, "AsyncCompileMode", None)
     if mode is None:
         return
-    compiling: list[Any] = []
+    compiling: dict[Any, Any] = {}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         with mode(pool, ignore_errors=True):
             _local.compiling = compiling
@@ -87,7 +113,7 @@ def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
             finally:
                 _local.compiling = None
         # Triton has a C function compiled for each signature, which it would do as each is first launched.
-        new = [one.kernel for one in compiling if hasattr(one, "future") and one.kernel is not None]
+        new = [one.kernel for one in compiling.values() if hasattr(one, "future") and one.kernel is not None]
         deque(pool.map(_build_launcher, {tuple(k.src.signature.values()): k for k in new}.values()), maxlen=0)
 
 

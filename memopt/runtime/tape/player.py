@@ -1,12 +1,13 @@
 """Run a recording on real tensors (or fake ones, to see what it allocates)."""
 
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
 from memopt.runtime.kernels.driver import cuda_driver
-from memopt.runtime.kernels.launches import compile_ahead
+from memopt.runtime.kernels.launches import compile_soon
 from memopt.runtime.tape.layout import Layout, arrange
 from memopt.runtime.tape.program import Make, Place, Recording, Run
 from memopt.runtime.tape.steps import Allocate, At, Now, Operate, Start, Step, Zero, gathered, in_bursts
@@ -17,6 +18,7 @@ class Tape:
 
     Attributes:
         scratch_bytes: of the buffer that lives while the tape plays.
+        strides: of what the recorded function hands out; None where it hands out nothing.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -27,11 +29,12 @@ class Tape:
         # As bursts will run them, so that what is predicted without a GPU is allocated as on one.
         self._steps = gathered([s for index, a in enumerate(recording.actions) for s in resolve.steps(index, a)])
         self._outputs = [None if place is None else resolve.at(place) for place in recording.outputs]
+        self.strides = [None if at is None else at.stride for at in self._outputs]
         self._saved = [resolve.at(place) for place in recording.saved]
         self._kept = tuple(dict.fromkeys(at.buffer for at in self._saved))
         self._lock = threading.Lock()
         self._bursts: list[Step] | None = None
-        self._compiled = False
+        self._compiling: Future[None] | None = None
 
     def play(self, externals: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], list[torch.Tensor]]:
         """What the recorded function hands out, and the buffers in which `saved` finds what it kept."""
@@ -45,18 +48,21 @@ class Tape:
         outputs = [None if at is None else now.tensor(at) for at in self._outputs]
         return outputs, [now.buffer(number) for number in self._kept]
 
-    def compile(self) -> None:
-        """Compile all kernels of the tape at once, which it would otherwise do one after another as it first plays."""
-        if not self._compiled:
-            self._compiled = True
-            compile_ahead(step.compile for step in self._steps if isinstance(step, Start))
+    def compile_soon(self, device: torch.device) -> None:
+        """Have all kernels of the tape compiled at once in the background, which it would otherwise do one after
+        another as it first plays."""
+        if self._compiling is None:
+            starts = [step for step in self._steps if isinstance(step, Start)]
+            self._compiling = compile_soon((step.compile for step in starts), device)
 
     def _play_by_address(self, now: Now) -> None:
         if self._bursts is not None:
             for step in self._bursts:
                 step.run(now)
             return
-        self.compile()
+        self.compile_soon(now.device)
+        if self._compiling is not None:
+            self._compiling.result()
         for step in self._steps:
             step.run(now)
         driver = cuda_driver()  # now it is known what each operator launches

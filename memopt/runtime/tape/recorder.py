@@ -69,8 +69,12 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.name()
+        if name == "prim::device":  # asked at every index
+            return args[0].fake_device
         if func.is_view:
             self._place(args[0])  # refuses what comes from elsewhere
+            if name == "aten::detach":  # so a new tensor becomes a variable; there is no graph to leave
+                return args[0]
             return self._as_meta(func, args, kwargs, args[0].device)
         if name in _EMPTY or name in _ZEROS:
             device = kwargs.get("device") or args[0].device

@@ -151,6 +151,18 @@ def test_one_tape_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts[0] == counts[1] == counts[2] > 0
 
 
+def test_a_head_of_one_position_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient's strides where a size is 1 are the loss's choice."""
+    made: list[object] = []
+    record = tapes.record
+    monkeypatch.setattr(tapes, "record", lambda *arguments: made.append(None) or record(*arguments))
+    naive = bc.DenseNet(depth=10).to(DEVICE)
+    x = images().to(DEVICE)
+    model = fast(naive)
+    train_step(model, (x,))
+    assert len(made) == 2 * len({chain.region for chain in memopt.explain(model).rewritten})
+
+
 def test_the_default_dtype_does_not_matter() -> None:
     naive, x = dense_net().to(DEVICE), images().to(DEVICE)
     results = []

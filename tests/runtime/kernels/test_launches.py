@@ -1,7 +1,9 @@
 """A launch is started again with new addresses in place of its tensors, and the same numbers."""
 
 import ctypes
+import threading
 import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,16 @@ import pytest
 import torch
 
 from memopt.runtime.kernels import launches
-from memopt.runtime.kernels.launches import Address, Kernel, Launched, Relaunch, compile_ahead, observed, pack
+from memopt.runtime.kernels.launches import (
+    Address,
+    Kernel,
+    Launched,
+    Relaunch,
+    compile_ahead,
+    compile_soon,
+    observed,
+    pack,
+)
 from memopt.runtime.tape.burst import Burst
 
 SIGNATURE = {"x": "*fp32", "absent": "constexpr", "n": "i32", "eps": "fp32", "y": "*fp32", "SIZE": "constexpr"}
@@ -114,10 +125,59 @@ def test_compiling_ahead_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     namespace = SimpleNamespace(AsyncCompileMode=Mode, runtime=SimpleNamespace(driver=driver))
     monkeypatch.setattr(launches, "triton", namespace)
     kernel = Kernel(Compiling())
-    compile_ahead([lambda number=number: kernel[(5,)]("x", number, SIZE=16) for number in (0, 1, 2, 3)])
+    numbers = (0, 1, 2, 3, 5)  # the last three are one variant
+    compile_ahead([lambda number=number: kernel[(5,)]("x", number, SIZE=16) for number in numbers])
     kernel[(5,)]("x", 2, SIZE=16)
-    compiled = [(("x", number), (5,), {"SIZE": 16}) for number in (0, 1, 2, 3)]
+    compiled = [(("x", number), (5,), {"SIZE": 16}) for number in (0, 1, 2)]
     assert events == ["begin", *compiled, "end", ("launcher", "*fp32", "i32", "constexpr", "metadata"), "launched"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((32, 0.5), (48, 0.5), True),
+        ((12, 0.5), (20, 0.5), True),
+        ((12, 0.5), (16, 0.5), False),
+        ((1, 0.5), (3, 0.5), False),
+        ((3, 0.5), (2**31 + 1, 0.5), False),
+        ((2**31 + 1, 0.5), (2**63 + 1, 0.5), False),
+        ((3, True), (3, False), False),
+        ((3, None), (3, 0.5), False),
+        ((3, torch.empty(4)), (3, torch.ones(8)), True),
+        ((3, torch.empty(4)), (3, torch.empty(4, dtype=torch.float64)), False),
+        ((3, torch.empty(8)[4:]), (3, torch.empty(8)[1:]), False),
+    ],
+)
+def test_every_variant_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch, one: tuple[Any, ...], other: tuple[Any, ...], same: bool
+) -> None:
+    class Compiling(Jit):
+        def warmup(self, *arguments: Any, grid: Any, **constants: Any) -> Any:
+            compiled.append(arguments)
+            return SimpleNamespace(kernel=None)
+
+    compiled: list[Any] = []
+    monkeypatch.setattr(launches, "triton", SimpleNamespace(AsyncCompileMode=lambda *a, **k: nullcontext()))
+    first, second = Kernel(Compiling()), Kernel(Compiling())
+    compile_ahead([lambda kernel=k, a=a: kernel[(5,)](*a, SIZE=16) for k in (first, second) for a in (one, other)])
+    assert len(compiled) == (2 if same else 4)
+    compile_ahead([lambda size=size: first[(5,)](*one, SIZE=size) for size in (16, 32)])
+    assert len(compiled) == (4 if same else 6)
+
+
+def test_compiled_in_the_background_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(device: torch.device) -> Any:
+        events.append((device, threading.get_ident()))
+        return nullcontext()
+
+    events: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(launches, "compile_ahead", lambda all: [launch() for launch in all])
+    where = torch.device("cuda", 1)
+    compile_soon([lambda: events.append(threading.get_ident())], where).result()
+    (device, entered), compiled = events
+    assert device == where
+    assert entered == compiled != threading.get_ident()
 
 
 def test_triton_is_handed_addresses() -> None:
