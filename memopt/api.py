@@ -1,6 +1,5 @@
 """The public calls."""
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from memopt.arguments import as_tuple, checked, unwrapped
 from memopt.budget import Rewriting, plan_call, plan_within
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
+from memopt.duplicate import duplicate
 from memopt.errors import CaptureError, ConfigError
 from memopt.explaining import NOTHING_FOUND
 from memopt.garbage import quick_collections
@@ -239,7 +239,7 @@ def _rewrite_parts(
         warnings.simplefilter("ignore")
         try:
             with torch.random.fork_rng(devices=[]):
-                trial = copy.deepcopy(target)
+                trial = duplicate(target)
                 trial(*first_samples(inputs, CHECK_SAMPLES))
         except Exception:
             raise error from None  # the model itself refuses these inputs
@@ -254,11 +254,11 @@ def _copies(target: nn.Module, shared: Shared) -> Copies:
     config = replace(shared.config, memory_budget=None)
 
     def rewritten(chains: slice | None) -> nn.Module:
-        duplicate = remove(copy.deepcopy(target))
-        _install(duplicate, Shared(config, {*shared.warned}, chains, shared.plan, shared.levels))
-        return duplicate
+        copy = remove(duplicate(target))
+        _install(copy, Shared(config, {*shared.warned}, chains, shared.plan, shared.levels))
+        return copy
 
-    return Copies(lambda: remove(copy.deepcopy(target)), rewritten, explain)
+    return Copies(lambda: remove(duplicate(target)), rewritten, explain)
 
 
 def compare(

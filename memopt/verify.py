@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.errors import EquivalenceError
 from memopt.ir import ChainReport, Explanation, waits_for_others
-from memopt.measure.bound import SEEDS, SHAKES, OverSeeds, judged, measuring_distance, without_tf32
+from memopt.measure.bound import ONE_BY_ONE, SEEDS, SHAKES, OverSeeds, judged, measuring_distance, without_tf32
 from memopt.measure.compare import CHECK_SAMPLES, first_samples
 from memopt.measure.equivalence import check_equivalence
 from memopt.measure.memory import is_out_of_memory
@@ -195,7 +195,7 @@ class _Trial:
 
 def _too_far(distance: OverSeeds) -> str | None:
     """How far fused numbers are from float64, if that is too far: with one seed, else with more effort."""
-    found = judged(distance, (1, 0), (1, SHAKES), (SEEDS, 0), (SEEDS, SHAKES))
+    found = judged(distance, *ONE_BY_ONE, (SEEDS, 0), (SEEDS, SHAKES))
     return None if found.within_bound else str(found)
 
 

@@ -7,7 +7,6 @@ as much as in the kernels, but not in most seeds. In a deep network it does so i
 eager is therefore run on weights that are rounded otherwise, too: what that makes of its error is its own error.
 """
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from memopt.duplicate import duplicate
 from memopt.measure.draws import SameDraws
 from memopt.measure.equivalence import Equivalence, check_equivalence, copy_state, put_back
 from memopt.measure.norms import Norms, largest_relative
@@ -27,7 +27,10 @@ from memopt.measure.step import Inputs, forward_and_loss, seeded
 
 SEEDS = 5
 SHAKES = 4
-"""How often eager is run on weights rounded otherwise, where there is doubt."""
+"""How often at most eager is run on weights rounded otherwise, where there is doubt."""
+ONE_BY_ONE = tuple((1, shakes) for shakes in range(SHAKES + 1))
+"""Efforts of one seed. A distance never grows by another shake, so to stop at the first that is enough decides the
+same as to take them all."""
 TOGETHER = 1.25
 """Largest ratio to eager's own error: of outputs, of all gradients together, and of the median parameter."""
 TOGETHER_ON_CPU = 2.0
@@ -182,7 +185,7 @@ class _Models:
     @cached_property
     def wide(self) -> nn.Module:
         """Made when it is first needed: where eager's own step does not fit in memory, it is not."""
-        return copy.deepcopy(self.naive).double()
+        return duplicate(self.naive).double()
 
 
 class _Runs:
@@ -192,7 +195,7 @@ class _Runs:
         self._models, self._batch = models, batch
         self._ratios: dict[tuple[int, int], dict[str, float]] = {}
         self._buffers_apart = 0.0
-        self._latest: tuple[int, _Trained, _Trained, _Trained, SameDraws | None] | None = None
+        self._latest: _Run | None = None
 
     def distance(self, seeds: int, shakes: int) -> Distance:
         """Over the first so many seeds."""
@@ -208,16 +211,17 @@ class _Runs:
         return Distance(outputs, gradients, middle, worst, buffers, self._buffers_apart, on_cpu)
 
     def _run(self, seed: int, shakes: int) -> dict[str, float]:
-        models, inputs = self._models, _another(self._batch, seed, self._models.device)
-        if self._latest is None or self._latest[0] != seed:
-            self._latest = (seed, *self._train(inputs, seed))
-        _, exact, eager, fused, mode = self._latest
-        shaken = [_Trained(models.naive, inputs, models.amp, seed, mode, shake) for shake in range(1, shakes + 1)]
-        return _ratios(exact, [eager, *shaken], fused)
+        if self._latest is None or self._latest.seed != seed:
+            self._latest = None  # its memory first
+            self._latest = self._train(seed)
+        run, models = self._latest, self._models
+        for shake in range(len(run.eagers), shakes + 1):
+            run.eagers.append(_Trained(models.naive, run.inputs, models.amp, seed, run.mode, shake))
+        return _ratios(run.exact, run.eagers[: shakes + 1], run.fused)
 
-    def _train(self, inputs: Inputs, seed: int) -> tuple["_Trained", "_Trained", "_Trained", SameDraws | None]:
+    def _train(self, seed: int) -> "_Run":
         models = self._models
-        draws = SameDraws()
+        inputs, draws = _another(self._batch, seed, models.device), SameDraws()
         eager = _Trained(models.naive, inputs, models.amp, seed, draws)
         # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
         mode = draws if draws.any else None
@@ -226,7 +230,19 @@ class _Runs:
         fused = _Trained(models.rewritten, inputs, models.amp, seed, mode)
         buffers = ([run.buffers[name] for name in eager.buffers] for run in (eager, fused))
         self._buffers_apart = max(self._buffers_apart, largest_relative(*buffers))
-        return exact, eager, fused, mode
+        return _Run(seed, inputs, mode, exact, [eager], fused)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the models made of one seed; `eagers` are the untouched model's steps, those of shaken weights last."""
+
+    seed: int
+    inputs: Inputs
+    mode: SameDraws | None
+    exact: "_Trained"
+    eagers: list["_Trained"]
+    fused: "_Trained"
 
 
 _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"

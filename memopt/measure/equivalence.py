@@ -223,9 +223,10 @@ class _Tally:
 @contextmanager
 def put_back(model: nn.Module) -> Iterator[None]:
     """Start with gradients None; restore parameters, buffers and gradients afterwards."""
-    before = {name: tensor.detach().clone() for name, tensor in _state(model).items()}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter in model.parameters():
+    state = _state(model)
+    before = {name: tensor.detach().clone() for name, tensor in state.items()}
+    gradients = [(tensor, tensor.grad) for tensor in state.values() if isinstance(tensor, nn.Parameter)]
+    for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield

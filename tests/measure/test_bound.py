@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memopt.measure.bound import Distance, check_bound, judged, measure_distance, measuring_distance, without_tf32
+from memopt.measure.bound import (
+    ONE_BY_ONE,
+    SHAKES,
+    Distance,
+    check_bound,
+    judged,
+    measure_distance,
+    measuring_distance,
+    without_tf32,
+)
 
 
 class Rounded(nn.Module):
@@ -181,3 +190,27 @@ def test_kinks_move_eager_as_much_where_its_weights_are_rounded_otherwise(images
     assert torch.equal(naive.weight, before)
     other.scale = 10.0
     assert not check_bound(naive, other, images).passed
+
+
+def test_shakes_one_by_one_are_those_of_all_at_once(images) -> None:
+    naive, other = Kinked(), Kinked()
+    other.moved = 100
+    with measuring_distance(naive, other) as of:
+        at_once, by_itself = of(images)(1, SHAKES), of(images)
+        one_by_one = [by_itself(*effort) for effort in ONE_BY_ONE]
+    assert one_by_one[-1] == at_once
+    ratios = [distance.gradients for distance in one_by_one]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > ratios[-1]
+
+
+def test_no_more_shakes_than_it_takes(images) -> None:
+    naive, other = Kinked(), Kinked()
+    other.moved = 100
+    tried: list[tuple[int, int]] = []
+    with measuring_distance(naive, other) as of:
+        over = of(images)
+        judged(lambda *effort: tried.append(effort) or over(*effort), *ONE_BY_ONE)
+        passing = next(number for number, effort in enumerate(ONE_BY_ONE) if over(*effort).within_bound)
+    assert tried == list(ONE_BY_ONE[: passing + 1])
+    assert 0 < passing < SHAKES
