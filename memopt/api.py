@@ -138,12 +138,11 @@ def _plan(
     budget_bytes: int, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], config: Config
 ) -> MemoryPlan:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    rewriting, may_stay = _rewriting(on_device(device, config))
-    return plan_call(budget_bytes, model, args, kwargs, rewriting, may_stay=may_stay)
+    return plan_call(budget_bytes, model, args, kwargs, _rewriting(on_device(device, config)))
 
 
-def _rewriting(config: Config) -> tuple[Rewriting, bool]:
-    """How models are rewritten to be predicted, and whether one may stay as it is if it fits."""
+def _rewriting(config: Config) -> Rewriting:
+    """How models are rewritten to be predicted."""
     plain = replace(config, memory_budget=None, verify=False)
 
     def at(model: nn.Module, levels: Level | Mapping[str, Level]) -> nn.Module:
@@ -152,7 +151,7 @@ def _rewriting(config: Config) -> tuple[Rewriting, bool]:
         _install(remove(model), Shared(plain, levels=levels))
         return model
 
-    return Rewriting(remove, at, explain), plain.numerics == "exact"
+    return Rewriting(remove, at, explain, "fast" if plain.numerics == "fast" else "exact")
 
 
 def _descend(module: nn.Module, shared: Shared, path: str) -> None:
@@ -292,8 +291,7 @@ def compare(
     inputs, plan = as_tuple(example_inputs), None
     if chosen.budget_bytes is not None:
         on_stage("planning for the memory budget")
-        rewriting, may_stay = _rewriting(on_target)
-        plan = plan_within(chosen.budget_bytes, make_model, inputs, rewriting, may_stay=may_stay, amp=amp)
+        plan = plan_within(chosen.budget_bytes, make_model, inputs, _rewriting(on_target), amp=amp)
         chosen, on_target = replace(chosen, memory_budget=None), replace(on_target, memory_budget=None)
     result = measure_comparison(
         make_model,

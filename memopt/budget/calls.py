@@ -19,15 +19,13 @@ def plan_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rewriting: Rewriting,
-    *,
-    may_stay: bool,
 ) -> MemoryPlan:
     """The levels that take least time for a call of a model, in its mode and in the autocast that is in force.
 
     The model is copied without its data; nothing is computed and no state of the user's changes.
 
     Args:
-        budget_bytes, rewriting, may_stay: as `plan_within` takes them.
+        budget_bytes, rewriting: as `plan_within` takes them.
         model: on any device.
         args, kwargs: of the call.
 
@@ -51,7 +49,6 @@ def plan_call(
             lambda: rewriting.remove(_without_data(model)),
             inputs.args,
             rewriting,
-            may_stay=may_stay,
             amp=amp,
         )
 

@@ -6,6 +6,7 @@ computes again. From these `plan.choice` finds the quickest levels within the bu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -34,11 +35,13 @@ class Rewriting:
         remove: takes memopt off a model.
         apply: with the level of each layer by its path, or one level for all.
         explain: what was done with a model.
+        numerics: with whose kernels that is, as `Config.numerics` has it.
     """
 
     remove: Callable[[nn.Module], nn.Module]
     apply: Callable[[nn.Module, Level | Mapping[str, Level]], nn.Module]
     explain: Callable[[nn.Module], Explanation]
+    numerics: Literal["exact", "fast"]
 
 
 def plan_within(
@@ -47,7 +50,6 @@ def plan_within(
     inputs: Inputs,
     rewriting: Rewriting,
     *,
-    may_stay: bool,
     amp: torch.dtype | None = None,
     target: Target = GPU,
 ) -> MemoryPlan:
@@ -61,15 +63,13 @@ def plan_within(
         make_model: builds a fresh model on the CPU, in the mode that it is trained in.
         inputs: positional arguments of forward; of tensors only the kind is read.
         rewriting: how a model is rewritten.
-        may_stay: whether a model that fits as it is may stay so: eager is as quick as memopt there. Where memopt needs
-            no less than it, it stays so anyway.
         amp: autocast dtype or None.
         target: the machine predicted for.
 
     Raises:
         BudgetError: the least possible exceeds the budget, or the step cannot be predicted.
     """
-    return _Planner(budget_bytes, make_model, inputs, rewriting, amp, target).plan(may_stay)
+    return _Planner(budget_bytes, make_model, inputs, rewriting, amp, target).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,10 @@ class _Planner:
     def _usable_bytes(self) -> int:
         return int(self._budget_bytes * (1 - MARGIN)) - MARGIN_BYTES
 
-    def plan(self, may_stay: bool) -> MemoryPlan:
+    def plan(self) -> MemoryPlan:
         """The quickest levels."""
+        # Eager is as quick as exact kernels: what fits may stay as it is. Where memopt needs no less, it does anyway.
+        may_stay = self._rewriting.numerics == "exact"
         layer = self._rewritten("layer")
         naive = self._predicted(leave) if may_stay or _may_need_more_than_naive(layer) else None
         if naive is not None and naive.peak_bytes <= self._usable_bytes:
@@ -134,8 +136,8 @@ class _Planner:
         return BudgetError(
             # The budget is rounded down and the least up, so that they never look alike.
             f"The memory budget is {self._budget_bytes // MIB:,} MiB; the least that a training step of "
-            f"{type(self._make_model()).__name__} can be kept within is {whole_mebibytes(least_bytes)} (predicted). "
-            "Give that, or choose a smaller batch.",
+            f"{type(self._make_model()).__name__} can be kept within is {whole_mebibytes(least_bytes)} (predicted for "
+            f"a {self._target.name}, numerics {self._rewriting.numerics}). Give that, or choose a smaller batch.",
             least_bytes,
         )
 
@@ -148,6 +150,8 @@ class _Planner:
     ) -> MemoryPlan:
         return MemoryPlan(
             budget_bytes=self._budget_bytes,
+            target=self._target.name,
+            numerics=self._rewriting.numerics,
             layers=layers,
             peak_allocated_bytes=whole.peak_bytes,
             largest_peak_bytes=known(whole.prediction.largest.peak_allocated_bytes),

@@ -1,6 +1,7 @@
 """What a memory budget makes of a model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from memopt.ir.plan import Level
 from memopt.ir.units import duration, mebibytes, whole_mebibytes
@@ -40,6 +41,8 @@ class MemoryPlan:
 
     Attributes:
         budget_bytes: of everything allocated: parameters, gradients, momentum and activations.
+        target: the machine predicted for.
+        numerics: with whose kernels, as `Config.numerics` has it.
         layers: in the order of forward.
         peak_allocated_bytes: predicted for a step with these levels.
         largest_peak_bytes: the same if every workspace that was never measured took as much as it may: an upper bound.
@@ -51,6 +54,8 @@ class MemoryPlan:
     """
 
     budget_bytes: int
+    target: str
+    numerics: Literal["exact", "fast"]
     layers: tuple[PlannedLayer, ...]
     peak_allocated_bytes: int
     largest_peak_bytes: int
@@ -78,8 +83,8 @@ class MemoryPlan:
         does = "the model stays as it is" if self.untouched else f"levels {levels or 'none'}"
         again = "" if self.untouched else f", {duration(self.seconds)} of recomputation a step"
         sentences = [
-            f"Budget {whole_mebibytes(self.budget_bytes)}: {does}; predicted peak allocated "
-            f"{whole_mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
+            f"Budget {whole_mebibytes(self.budget_bytes)} on a {self.target}, numerics {self.numerics}: {does}; "
+            f"predicted peak allocated {whole_mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
         ]
         if self.largest_peak_bytes > self.budget_bytes:
             sentences.append(

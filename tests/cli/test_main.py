@@ -121,6 +121,17 @@ def test_explain_lists_chains_and_reasons(run: Run, tiny: str, small) -> None:
     assert "Note" not in out
 
 
+@pytest.mark.parametrize(("command", "numerics"), [("optimize", "fast"), ("explain", "exact")])
+def test_a_budget_says_what_it_is_planned_for(run: Run, tiny: str, small, command: str, numerics: str) -> None:
+    """`optimize` predicts a GPU; `explain` says what happens on the machine it runs on."""
+    status, out, _ = run(command, f"{tiny}:Tiny", *small, "--budget", "1GiB")
+    assert status == 0
+    assert f"Budget 1,024 MiB on a GPU, numerics {numerics}: " in " ".join(out.split())
+    status, _, err = run(command, f"{tiny}:Tiny", *small, "--budget", "1MiB")
+    assert status == 2
+    assert f"(predicted for a GPU, numerics {numerics})" in err
+
+
 @pytest.mark.parametrize("to_file", [True, False])
 def test_explain_writes_every_chain_as_json(run: Run, write, tiny: str, small, tmp_path: Path, to_file: bool) -> None:
     """With line, what was done and what that saves; the reason where nothing was."""

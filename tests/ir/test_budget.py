@@ -8,6 +8,8 @@ MIB = 2**20
 
 PLAN = MemoryPlan(
     budget_bytes=300 * MIB,
+    target="GPU",
+    numerics="fast",
     layers=(
         PlannedLayer("block1.norm", 1, "concat", 12 * MIB, 0.0, 5.4e-5),
         PlannedLayer("block2.norm", 2, "layer", 0, 8e-5, 0.0),
@@ -23,8 +25,8 @@ PLAN = MemoryPlan(
 
 def test_a_plan_in_a_sentence() -> None:
     assert PLAN.summary == (
-        "Budget 300 MiB: levels 1 × concat, 2 × layer; predicted peak allocated 281 MiB, reserved 295 MiB, 80 µs of "
-        "recomputation a step. The least possible budget is 250 MiB."
+        "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 2 × layer; predicted peak allocated 281 MiB, "
+        "reserved 295 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB."
     )
 
 
@@ -35,7 +37,9 @@ def test_where_workspaces_may_exceed_the_budget_it_says_so() -> None:
 def test_a_model_that_stays_as_it_is() -> None:
     plan = replace(PLAN, stays_because="there is room", least_bytes=None, peak_reserved_bytes=None)
     assert plan.untouched
-    assert plan.summary == "Budget 300 MiB: the model stays as it is; predicted peak allocated 281 MiB."
+    assert plan.summary == (
+        "Budget 300 MiB on a GPU, numerics fast: the model stays as it is; predicted peak allocated 281 MiB."
+    )
 
 
 def test_layers_say_why_they_have_their_level() -> None:

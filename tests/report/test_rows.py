@@ -97,7 +97,7 @@ def test_where_the_peak_is_not_lower_it_is_said(comparison: Comparison, measured
     )
     assert not_paying(replace(worse, **{after: StepFigures(out_of_memory=True)})) == ()
     assert not_paying(replace(worse, **{after: None})) == ()
-    plan = MemoryPlan(30 * MIB, (), 25 * MIB, 25 * MIB, None, 0.0)
+    plan = MemoryPlan(30 * MIB, "GPU", "exact", (), 25 * MIB, 25 * MIB, None, 0.0)
     assert not_paying(replace(worse, plan=plan)) == (), "a budget may be filled on purpose"
     assert not_paying(replace(worse, explanation=replace(worse.explanation, chains=()))) == ()
 
