@@ -76,6 +76,15 @@ def test_a_budget_is_spent() -> None:
     assert plan.peak_allocated_bytes > 0.92 * plan.budget_bytes
 
 
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_a_layer_that_could_spare_time_is_told_that_the_budget_is_full(numerics: Any) -> None:
+    """Also where no layer has room to keep anything."""
+    scarce, plenty = within(least(numerics), numerics), within("1GiB", "fast")
+    reasons = {layer.reason for layer in scarce.layers if layer.level == "layer" and layer.sparable_seconds}
+    assert reasons == {"keeping more would exceed the budget"}
+    assert not any(layer.sparable_seconds for layer in plenty.layers)
+
+
 def test_what_fits_as_it_is_stays_as_it_is() -> None:
     plan = within("100GiB", "exact")
     assert plan.untouched

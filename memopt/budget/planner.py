@@ -94,7 +94,9 @@ class _Planner:
         if naive is not None and naive.peak_bytes <= self._usable_bytes:
             reason = _reason_to_stay(naive, layer, may_stay)
             if reason is not None:
-                kept = tuple(PlannedLayer(c.module, c.block, "keep", c.saved_bytes, 0.0, 0.0) for c in layer.chains)
+                kept = tuple(
+                    PlannedLayer(c.module, c.block, "keep", c.saved_bytes, 0.0, 0.0, 0.0) for c in layer.chains
+                )
                 return self._plan(kept, naive, stays_because=reason)
         uniform = {level: self._rewritten(level) for level in useful_levels(layer.chains)} | {"layer": layer}
         layers = layers_of(uniform, self._target)
@@ -206,7 +208,7 @@ def _planned(
     planned = []
     for path, layer in layers.items():
         (option,) = (option for option in layer.options if option.level == levels[path])
-        most = max(o.seconds for o in layer.options)
-        spared = most - option.seconds
-        planned.append(PlannedLayer(path, blocks[path], option.level, option.kept_bytes, option.seconds, spared))
+        least, most = (extreme(o.seconds for o in layer.options) for extreme in (min, max))
+        times = option.seconds, most - option.seconds, option.seconds - least
+        planned.append(PlannedLayer(path, blocks[path], option.level, option.kept_bytes, *times))
     return tuple(planned)

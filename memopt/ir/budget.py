@@ -18,6 +18,7 @@ class PlannedLayer:
         kept_bytes: what it keeps for that, beyond its feature.
         seconds: predicted time for computing the rest again.
         spared_seconds: how much more it would be at level "layer".
+        sparable_seconds: how much less it would be where the layer kept most.
     """
 
     path: str
@@ -26,12 +27,13 @@ class PlannedLayer:
     kept_bytes: int
     seconds: float
     spared_seconds: float
+    sparable_seconds: float
 
     @property
     def reason(self) -> str:
         """Why it has its level, in words."""
         if not self.kept_bytes:
-            return "the budget's memory spares more time elsewhere" if self.seconds else "there is nothing to spare"
+            return "keeping more would exceed the budget" if self.sparable_seconds else "there is nothing to spare"
         return f"keeping {mebibytes(self.kept_bytes)} spares {duration(self.spared_seconds)}"
 
 

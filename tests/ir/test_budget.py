@@ -11,9 +11,10 @@ PLAN = MemoryPlan(
     target="GPU",
     numerics="fast",
     layers=(
-        PlannedLayer("block1.norm", 1, "concat", 12 * MIB, 0.0, 5.4e-5),
-        PlannedLayer("block2.norm", 2, "layer", 0, 8e-5, 0.0),
-        PlannedLayer("final", 0, "layer", 0, 0.0, 0.0),
+        PlannedLayer("block1.norm", 1, "concat", 12 * MIB, 0.0, 5.4e-5, 0.0),
+        PlannedLayer("block2.norm", 2, "layer", 0, 6e-5, 0.0, 6e-5),
+        PlannedLayer("block2.last", 2, "layer", 0, 2e-5, 0.0, 0.0),
+        PlannedLayer("final", 0, "layer", 0, 0.0, 0.0, 0.0),
     ),
     peak_allocated_bytes=280 * MIB + 1,
     largest_peak_bytes=290 * MIB,
@@ -25,7 +26,7 @@ PLAN = MemoryPlan(
 
 def test_a_plan_in_a_sentence() -> None:
     assert PLAN.summary == (
-        "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 2 × layer; predicted peak allocated 281 MiB, "
+        "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 3 × layer; predicted peak allocated 281 MiB, "
         "reserved 295 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB."
     )
 
@@ -45,6 +46,7 @@ def test_a_model_that_stays_as_it_is() -> None:
 def test_layers_say_why_they_have_their_level() -> None:
     assert [layer.reason for layer in PLAN.layers] == [
         "keeping 12.0 MiB spares 54 µs",
-        "the budget's memory spares more time elsewhere",
+        "keeping more would exceed the budget",
+        "there is nothing to spare",
         "there is nothing to spare",
     ]

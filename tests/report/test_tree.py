@@ -44,7 +44,7 @@ def test_the_tree_has_a_branch_for_each_block(explanation: Explanation) -> None:
 
 
 def test_a_reason_of_several_chains_is_said_once(make_chain: Callable[..., ChainReport]) -> None:
-    shared, own = "the budget's memory spares more time elsewhere", "keeping 2.00 MiB spares 54 µs"
+    shared, own = "keeping more would exceed the budget", "keeping 2.00 MiB spares 54 µs"
     planned = [replace(make_chain(1, n), reason=reason) for n, reason in enumerate((own, shared, shared))]
     left = [make_chain(1, n, reason="it is read elsewhere") for n in (3, 4)]
     out = io.StringIO()
