@@ -83,7 +83,7 @@ class MemoryPlan:
         counts = {level: sum(layer.level == level for layer in self.layers) for level in ("keep", "concat", "layer")}
         levels = ", ".join(f"{count} × {level}" for level, count in counts.items() if count)
         does = "the model stays as it is" if self.untouched else f"levels {levels or 'none'}"
-        again = "" if self.untouched else f", {duration(self.seconds)} of recomputation a step"
+        again = f", {duration(self.seconds)} of recomputation a step" if self.seconds else ""
         sentences = [
             f"Budget {whole_mebibytes(self.budget_bytes)} on a {self.target}, numerics {self.numerics}: {does}; "
             f"predicted peak allocated {whole_mebibytes(self.peak_allocated_bytes)}{reserved}{again}."

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,19 @@ class Explanation:
         return "\n".join(lines)
 
 
-def by_block(chains: Iterable[ChainReport]) -> dict[int, list[ChainReport]]:
-    """Chains by dense block, in the order of execution; those of no block (0) last."""
-    grouped: dict[int, list[ChainReport]] = {}
-    for chain in chains:
-        grouped.setdefault(chain.block, []).append(chain)
+class _OfBlock(Protocol):
+    @property
+    def block(self) -> int: ...
+
+
+OfBlock = TypeVar("OfBlock", bound=_OfBlock)
+
+
+def by_block(members: Iterable[OfBlock]) -> dict[int, list[OfBlock]]:
+    """Chains, or layers of a plan, by dense block, in the order of execution; those of no block (0) last."""
+    grouped: dict[int, list[OfBlock]] = {}
+    for member in members:
+        grouped.setdefault(member.block, []).append(member)
     return dict(sorted(grouped.items(), key=lambda item: (item[0] == 0, item[0])))
 
 

@@ -56,11 +56,13 @@ def whole_mebibytes(size_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as "2.10 s", "6.7 ms" or "54 µs"."""
+    """A time as "2.10 s", "6.7 ms", "54 µs" or "under 1 µs"."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     # Below this a tenth of a millisecond says nothing.
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 or seconds == 0 else f"{seconds * 1e6:,.0f} µs"
+    if seconds >= 1e-4 or seconds == 0:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:,.0f} µs" if seconds >= 1e-6 else "under 1 µs"
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 
-from memopt.ir import ChainReport, Level, MemoryPlan, by_block, duration, first_names, mebibytes
+from memopt.ir import ChainReport, by_block, duration, first_names, mebibytes
 from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
 
 NOTHING = "—"
@@ -168,51 +167,6 @@ def equivalence_line(equivalence: Equivalence) -> str:
         skipped = len(equivalence.skipped)
         return f"NOT SHOWN EQUIVALENT: eager itself does not repeat {skipped} results {over}."
     return f"NOT EQUIVALENT: {' and '.join(unequal)} differ {over} ({first_names(equivalence.differing)})."
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """Layers one after another that a memory budget gives the same level.
-
-    Attributes:
-        block: number of their dense block, 0 for none.
-        first: number of the first of them in the block, counted from 1.
-        last: of the last.
-        level: how much they recompute.
-        kept_bytes: what they keep for that, beyond their features.
-        spared_seconds: predicted time that this spares.
-        seconds: predicted time for computing the rest again.
-    """
-
-    block: int
-    first: int
-    last: int
-    level: Level
-    kept_bytes: int
-    spared_seconds: float
-    seconds: float
-
-
-def plan_rows(plan: MemoryPlan) -> tuple[PlanRow, ...]:
-    """A memory plan, shortened, in the order of forward."""
-    rows = []
-    done: Counter[int] = Counter()
-    for (block, level), group in groupby(plan.layers, key=lambda layer: (layer.block, layer.level)):
-        layers = tuple(group)
-        first = done[block] + 1
-        done[block] += len(layers)
-        rows.append(
-            PlanRow(
-                block,
-                first,
-                done[block],
-                level,
-                kept_bytes=sum(layer.kept_bytes for layer in layers),
-                spared_seconds=sum(layer.spared_seconds for layer in layers),
-                seconds=sum(layer.seconds for layer in layers),
-            )
-        )
-    return tuple(rows)
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memopt.ir import Explanation, MemoryPlan, duration, first_names, mebibytes
+from memopt.ir import Explanation, MemoryPlan, first_names
 from memopt.measure import Comparison, Equivalence
+from memopt.report.plan import plan_legend, plan_rows
 from memopt.report.rows import (
     NOTHING,
     FigureRow,
@@ -20,7 +21,6 @@ from memopt.report.rows import (
     equivalence_line,
     figure_rows,
     not_paying,
-    plan_rows,
     rejection_rows,
     shape_text,
 )
@@ -49,8 +49,8 @@ def print_comparison(
             _print_equivalence(console, comparison)
         if explanation.rewritten and equal:
             _print_figures(console, comparison)
-        if comparison.plan is not None:
-            console.print(_plan_table(comparison.plan), "")
+        if comparison.plan is not None and comparison.plan.layers:
+            console.print(_plan_table(comparison.plan), "", Text(plan_legend(comparison.plan)), "", sep="\n")
         _print_notes(console, (*explanation.notes, *comparison.notes))
 
 
@@ -208,16 +208,12 @@ def _print_figures(console: Console, comparison: Comparison) -> None:
 def _plan_table(plan: MemoryPlan) -> Table:
     table = _table()
     table.add_column("dense block")
-    table.add_column("layers", justify="right")
+    table.add_column("chains")
     table.add_column("level")
-    for heading in ("keep", "and spare", "recompute for"):
+    for heading in ("kept", "time spared", "recompute time"):
         table.add_column(heading, justify="right")
     for row in plan_rows(plan):
-        kept = mebibytes(row.kept_bytes) if row.kept_bytes else NOTHING
-        times = (duration(seconds) if seconds else NOTHING for seconds in (row.spared_seconds, row.seconds))
-        block = str(row.block) if row.block else "none"
-        layers = str(row.first) if row.first == row.last else f"{row.first}–{row.last}"
-        table.add_row(block, layers, row.level, kept, *times)
+        table.add_row(row.block, row.chains, row.level, row.kept, row.spared, row.again)
     return table
 
 

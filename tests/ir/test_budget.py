@@ -31,12 +31,16 @@ def test_a_plan_in_a_sentence() -> None:
     )
 
 
+def test_a_plan_without_recomputation_has_no_time_for_it() -> None:
+    assert "recomputation" not in replace(PLAN, seconds=0.0).summary
+
+
 def test_where_workspaces_may_exceed_the_budget_it_says_so() -> None:
     assert "It may reach 301 MiB, beyond the budget" in replace(PLAN, largest_peak_bytes=300 * MIB + 1).summary
 
 
 def test_a_model_that_stays_as_it_is() -> None:
-    plan = replace(PLAN, stays_because="there is room", least_bytes=None, peak_reserved_bytes=None)
+    plan = replace(PLAN, stays_because="there is room", least_bytes=None, peak_reserved_bytes=None, seconds=0.0)
     assert plan.untouched
     assert plan.summary == (
         "Budget 300 MiB on a GPU, numerics fast: the model stays as it is; predicted peak allocated 281 MiB."

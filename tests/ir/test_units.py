@@ -53,7 +53,15 @@ def test_a_mebibyte_is_two_to_the_twenty(size_bytes: int, text: str, whole: str)
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 ms"), (5.4e-5, "54 µs"), (1e-4, "0.1 ms"), (0.0067, "6.7 ms"), (0.7312, "731.2 ms"), (2.1, "2.10 s")],
+    [
+        (0, "0.0 ms"),
+        (4e-7, "under 1 µs"),
+        (5.4e-5, "54 µs"),
+        (1e-4, "0.1 ms"),
+        (0.0067, "6.7 ms"),
+        (0.7312, "731.2 ms"),
+        (2.1, "2.10 s"),
+    ],
 )
 def test_times(seconds: float, text: str) -> None:
     assert duration(seconds) == text
