@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from memopt.ir import Explanation, MemoryPlan
+from memopt.ir import Explanation, MemoryPlan, mebibytes
 from memopt.measure.bound import check_bound, without_tf32
 from memopt.measure.equivalence import Equivalence, check_equivalence
 from memopt.measure.memory import (
@@ -270,13 +270,14 @@ def _with_measurement(
 
 
 def _left_behind(source: str, before: StepFigures | None, after: StepFigures | None) -> tuple[str, ...]:
-    """A sentence where something of memopt's stays allocated between steps that not even removing it frees."""
+    """A sentence where more stays allocated between steps with memopt, and is not among the retained bytes."""
     first, second = _baseline_bytes(before), _baseline_bytes(after)
     if first is None or second is None or second - first <= LEFT_BEHIND_BYTES:
         return ()
     return (
-        f"{source}: {second - first:,} bytes are allocated between steps after memopt that were not before, and that "
-        "memopt.remove does not free. They are in the peak allocated, not in the activation peak.",
+        f"{source}: beside what memopt keeps, {mebibytes(second - first)} more stay allocated between steps with it "
+        "than without, workspaces of cuBLAS for example; memopt.remove does not free them. They are in the peak "
+        "allocated, not in the activation peak.",
     )
 
 

@@ -16,7 +16,7 @@ HARDLY_SHARE = 0.001
 _FIGURES = {
     "activation_peak_bytes": "activation peak",
     "saved_bytes": "saved for backward",
-    "retained_bytes": "kept between steps",
+    "retained_bytes": "kept by memopt between steps",
     "peak_allocated_bytes": "peak allocated",
     "peak_reserved_bytes": "peak reserved",
     "step_seconds": "step time",

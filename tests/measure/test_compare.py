@@ -94,10 +94,10 @@ def test_what_not_even_removing_frees_is_a_note(make_tiny, images) -> None:
         return model
 
     result = with_nothing(make_tiny, images, apply=apply)
-    assert [note.split(" are ")[0] for note in result.notes] == [
-        "Predicted: 2,097,152 bytes",
-        "Measured: 2,097,152 bytes",
+    assert [note.split(" more ")[0] for note in result.notes] == [
+        f"{source}: beside what memopt keeps, 2.00 MiB" for source in ("Predicted", "Measured")
     ]
+    assert result.after.retained_bytes == 0, "of which the report's row speaks"
 
 
 def test_without_measuring(make_tiny, images) -> None:

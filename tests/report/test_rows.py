@@ -27,7 +27,7 @@ def test_a_row_for_each_figure_that_there_is() -> None:
     assert figure_rows(before, after) == (
         FigureRow("activation peak", "100.0 MiB", "15.0 MiB", "0.150 ×"),
         FigureRow("saved for backward", "50.0 MiB", "5.00 MiB", "0.100 ×"),
-        FigureRow("kept between steps", "0.0 MiB", "1.00 MiB", "—"),
+        FigureRow("kept by memopt between steps", "0.0 MiB", "1.00 MiB", "—"),
         FigureRow("peak allocated", "200.0 MiB", "400.0 MiB", "2.00 ×"),
         FigureRow("peak reserved", "300.0 MiB", "390.0 MiB", "1.30 ×"),
         FigureRow("step time", "2.00 s", "500.0 ms", "0.250 ×"),
