@@ -5,7 +5,7 @@ from pathlib import Path
 
 from memopt.measure import Comparison
 from memopt.report.page import comparison_page, named_timelines, timeline_page
-from memopt.report.pictures import new_figure, save_figure, timeline_figure
+from memopt.report.pictures import require_matplotlib, save_figure, timeline_figure
 
 from .errors import CommandError
 from .output import require_writable
@@ -21,15 +21,15 @@ def require_drawable(options: argparse.Namespace) -> None:
         PictureError: matplotlib is not installed.
     """
     if options.timeline is not None:
+        require_matplotlib("--timeline")
         require_writable(options.timeline, "--timeline")
         if Path(options.timeline).suffix not in SUFFIXES:
             raise CommandError(
                 f"--timeline {options.timeline} names no kind of picture. End it in {', '.join(SUFFIXES)}."
             )
     if options.html is not None:
+        require_matplotlib("--html")
         require_writable(options.html, "--html")
-    if options.timeline is not None or options.html is not None:
-        new_figure(1, 1)
 
 
 def draw(options: argparse.Namespace, comparison: Comparison) -> None:

@@ -14,7 +14,7 @@ from memopt.ir import duration, mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import fitted_exponent
 from memopt.report import print_table, stage_display
-from memopt.report.pictures import lines_figure, save_figure
+from memopt.report.pictures import lines_figure, require_matplotlib, save_figure
 
 from .errors import CommandError
 from .job import Job, make_job
@@ -51,6 +51,7 @@ def sweep(options: argparse.Namespace) -> int:
     """Run the command."""
     varied = _varied(options)
     table, *pictures = paths = [Path(f"{options.out}{suffix}") for suffix in (".csv", ".svg", ".png")]
+    require_matplotlib("sweep")
     for path in paths:
         require_writable(str(path), "--out")
     with stage_display(sys.stderr) as on_stage:

@@ -34,18 +34,33 @@ class PictureError(Exception):
     """A picture cannot be drawn; the message says why and what to do."""
 
 
+def require_matplotlib(what: str) -> None:
+    """Find out before the long work whether pictures can be drawn.
+
+    Args:
+        what: that asks for one, as the message begins: an option or a command.
+
+    Raises:
+        PictureError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PictureError(
+            f"{what} needs matplotlib, which is not installed. Install it with pip install matplotlib, or as memopt's "
+            "extra: pip install -e '.[plot]'."
+        ) from error
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, sizes in inches.
 
     Raises:
         PictureError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PictureError(
-            "Pictures are drawn by matplotlib, which is not installed. Install it with pip install matplotlib."
-        ) from error
+    require_matplotlib("A picture")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def test_what_cannot_be_drawn_is_said_before_the_work(
     monkeypatch.chdir(tmp_path)
     assert main(["optimize", f"{tiny}:nothing", *options]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "file"), [("--timeline", "step.png"), ("--html", "report.html")])
+def test_without_matplotlib_the_option_that_needs_it_is_named_before_the_work(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    option: str, file: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["optimize", f"{tiny}:nothing", option, str(tmp_path / file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"memopt: {option} needs matplotlib")
+    assert "pip install -e '.[plot]'" in error

@@ -1,5 +1,6 @@
 import csv
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,12 @@ def test_what_cannot_be_swept(
     defaults = [] if "--out" in options else ["--out", str(tmp_path / "none")]
     assert main(["sweep", f"{tiny}:Tiny", "--device", "cpu", *defaults, *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_without_matplotlib_nothing_is_swept(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["sweep", f"{tiny}:Tiny", "--batch-size", "2:4:2", "--out", str(tmp_path / "none")]) == 2
+    assert "memopt: sweep needs matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "none.csv").exists()
