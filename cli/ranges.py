@@ -20,6 +20,7 @@ def parse_range(text: str, option: str) -> tuple[int, ...]:
     values = tuple(range(numbers[0], numbers[1] + 1, numbers[2])) if len(numbers) == 3 and numbers[2] else ()
     if len(values) < 2 or values[0] < 1:
         raise CommandError(
-            f"{option} {text!r} is not a range of two or more numbers. Write START:STOP:STEP, for example 40:400:60."
+            f"{option} {text!r} is not a range of two or more numbers. Write START:STOP:STEP with START below STOP, "
+            "for example 40:400:60."
         )
     return values

@@ -74,11 +74,11 @@ def sweep(options: argparse.Namespace) -> int:
 
 def _varied(options: argparse.Namespace) -> _Range:
     arguments = dict(pair.partition("=")[::2] for pair in options.arg)
-    ranges = {name: text for name, text in arguments.items() if is_range(text)}
+    ranges = {name: (text, f"--arg {name}=") for name, text in arguments.items() if is_range(text)}
     options.arg = [pair for pair in options.arg if pair.partition("=")[0] not in ranges]
     if options.depth is not None:
-        ranges["depth"] = options.depth
-    given = [(name, parse_range(text, f"--arg {name}=")) for name, text in ranges.items()]
+        ranges["depth"] = (options.depth, "--depth")
+    given = [(name, parse_range(text, option)) for name, (text, option) in ranges.items()]
     found = [_Range(name, values, _argument_varied(options, name)) for name, values in given]
     if options.batch_size is not None and is_range(options.batch_size):
         found.append(_Range("batch size", parse_range(options.batch_size, "--batch-size"), with_batch))

@@ -69,7 +69,11 @@ def test_a_function_of_the_users_is_one_more_variant(tiny: str, tmp_path: Path) 
     [
         ([], "varies one thing, not 0"),
         (["--arg", "layers=1:3:1", "--batch-size", "2:4:2"], "varies one thing, not 2"),
-        (["--arg", "layers=3:1:1"], "is not a range"),
+        (["--arg", "layers=3:1:1"], "--arg layers= '3:1:1' is not a range"),
+        (
+            ["--depth", "400:40:60"],
+            "--depth '400:40:60' is not a range of two or more numbers. Write START:STOP:STEP with START below STOP",
+        ),
         (["--batch-size", "2:4:2", "--measure"], "needs a CUDA device"),
         (["--batch-size", "2:4:2", "--also", "x"], "LABEL="),
         (["--batch-size", "many", "--arg", "layers=1:3:1"], "neither a whole number"),
