@@ -82,8 +82,10 @@ def _subject(value: Any) -> str:
 def _read(path: str) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{path} cannot be read as a report: {error}. Name a file of optimize --json.") from error
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}. Name a file of optimize --json.") from error
+    except ValueError as error:  # no JSON, or no text at all
+        raise CommandError(f"{path} is no JSON document. Name a file of optimize --json.") from error
     if not isinstance(document, dict) or "after" not in document:
         raise CommandError(f"{path} is no report of memopt. Name a file of optimize --json.")
     return document

@@ -85,14 +85,25 @@ def test_a_third_report_is_compared_to_the_first(report: Write, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("{", "cannot be read"), ("[]", "is no report"), ("{}", "is no report")]
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"{", "is no JSON"),
+        (b"\x89", "is no JSON"),
+        (b"[]", "is no report"),
+        (b"{}", "is no report"),
+    ],
 )
 def test_what_is_no_report(
-    report: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+    report: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, words: str
 ) -> None:
-    (tmp_path / "bad.json").write_text(content)
-    assert main(["diff", report("a.json"), str(tmp_path / "bad.json")]) == 2
-    assert words in capsys.readouterr().err
+    bad = tmp_path / "bad.json"
+    if content is not None:
+        bad.write_bytes(content)
+    assert main(["diff", report("a.json"), str(bad)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"memopt: {bad} {words}")
+    assert line.endswith(". Name a file of optimize --json.")
 
 
 def test_one_report_and_bad_ratios_are_refused(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
