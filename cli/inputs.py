@@ -11,6 +11,12 @@ from .errors import CommandError
 # Spatial size and batch by the number of spatial dimensions; 0 is a model that begins with a linear layer.
 SIZES = {0: (), 1: (1024,), 2: (224, 224), 3: (32, 32, 32)}
 BATCHES = {0: 64, 1: 16, 2: 64, 3: 2}
+SIZE_NAMES = {
+    0: ("batch", "features"),
+    1: ("batch", "channels", "length"),
+    2: ("batch", "channels", "height", "width"),
+    3: ("batch", "channels", "depth", "height", "width"),
+}
 
 # A first convolution 3x3 with stride 1 keeps the full size, which is how DenseNets for 32x32 images begin.
 SMALL_SIZE = (32, 32)
@@ -56,6 +62,18 @@ def channels_of(model: nn.Module) -> int | None:
     """Channels that a model's first convolution takes; None where there is none, or it does not know them yet."""
     convolutions = (module for module in model.modules() if isinstance(module, tuple(_CONVOLUTIONS)))
     return next((int(module.in_channels) or None for module in convolutions), None)  # type: ignore[arg-type]
+
+
+def missing_sizes(model: nn.Module, shape: Sequence[int]) -> str:
+    """What a shape that a model refuses should consist of; "" where the number of its sizes is not the reason."""
+    try:
+        inferred = _inferred(model, None, "cuda")
+    except CommandError:
+        return ""
+    if len(inferred) == len(shape):
+        return ""
+    example = "x".join(map(str, inferred))
+    return f"By its first layer it takes {' x '.join(SIZE_NAMES[len(inferred) - 2])}, for example {example}. "
 
 
 def _parse(text: str) -> tuple[int, ...]:

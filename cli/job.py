@@ -14,7 +14,7 @@ from memopt.ir import parse_size
 from memopt.measure.step import autocast, seeded
 
 from .errors import CommandError, describe
-from .inputs import make_inputs
+from .inputs import make_inputs, missing_sizes
 from .options import AMP_DTYPES, DTYPES
 from .target import Target, load_target, parse_arguments
 
@@ -104,8 +104,9 @@ def _probe(job: Job, model: nn.Module) -> None:
             ) from error
         shapes = ", ".join("x".join(map(str, sample.shape)) for sample in samples)
         dtype = str(job.dtype).removeprefix("torch.")
+        missing = missing_sizes(model, samples[0].shape) if len(samples) == 1 else ""
         raise CommandError(
-            f"{job.target.name} refuses {dtype} input of shape {shapes}: {describe(error, job.target.file)}. "
+            f"{job.target.name} refuses {dtype} input of shape {shapes}: {describe(error, job.target.file)}. {missing}"
             "Give the shape it takes with --input (tried on few samples), or use memopt.apply in Python if it takes "
             "something other than tensors."
         ) from error

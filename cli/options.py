@@ -1,6 +1,7 @@
 """What the command line may say."""
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
@@ -21,6 +22,11 @@ EXIT_STATUS = "Exit status: 0 done, 1 the rewritten model is not equivalent, 2 T
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake as every other bad input is reported."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # -1GiB and -1x3 are values, if bad ones: what takes them says more of them than that there is none.
+        self._negative_number_matcher = re.compile(r"-\d")
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")

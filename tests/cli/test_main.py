@@ -231,6 +231,15 @@ BAD_INPUT = {
     "constructor fails": (("{tiny}:Tiny", "--arg", "growth=x"), "Mend the model or its --arg"),
     "argument does not parse": (("{tiny}:Tiny", "--arg", "growth"), "does not parse"),
     "shape is refused": (("{tiny}:Tiny", "--input", "4x5x8x8"), "Tiny refuses float32 input of shape 2x5x8x8"),
+    "a size is missing": (
+        ("{tiny}:Tiny", "--input", "4x3x8"),
+        "By its first layer it takes batch x channels x height x width, for example 64x3x32x32.",
+    ),
+    "a negative size": (("{tiny}:Tiny", "--input", "-4x3x8x8"), "--input '-4x3x8x8': sizes must be positive"),
+    "a negative budget": (
+        ("{tiny}:Tiny", "--budget", "-1GiB"),
+        "--budget '-1GiB' is not a size. Write a number and a unit",
+    ),
     "integers are embedded": (
         ("{embedding}:Net", "--input", "4x7"),
         "Net takes integer inputs, which the command does not make. Use memopt.apply or memopt.compare in Python "
