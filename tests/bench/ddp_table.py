@@ -30,6 +30,7 @@ HEADINGS = (
     "efficiency",
     "loss",
 )
+LEGEND = "*Efficiency*: images per second and GPU, × those of the same variant on one GPU.\n"
 MARK = re.compile(r"(<!-- several gpus -->\n).*?(<!-- /several gpus -->)", re.DOTALL)
 
 
@@ -40,7 +41,7 @@ def render(rows: list[Row]) -> str:
         chosen = [row for row in rows if (row["work"], row["parallel"], row["norm"]) == key]
         if chosen:
             parts.append(_table(title, chosen))
-    return "\n\n".join(parts) + "\n" if parts else ""
+    return "\n\n".join([*parts, LEGEND]) if parts else ""
 
 
 def _table(title: str, rows: list[Row]) -> str:

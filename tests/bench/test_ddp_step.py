@@ -90,6 +90,8 @@ def test_the_table_compares_with_naive_and_with_one_gpu() -> None:
     assert "| 2 × 64 | memopt fast layer | 81 MiB | 0.081 | 162 MiB | 25.0 ms | 0.80 | 2.00100 |" in text
     assert "| 2 × 32 | naive | 500 MiB | 1.000 | 1,000 MiB | 22.0 ms | 0.91 | 2.10000 |" in text
     assert "| 1 × 64 | naive | 1,000 MiB | 1.000 | 2,000 MiB | 40.0 ms | — | 2.00000 |" in text
+    assert text.endswith("\n\n*Efficiency*: images per second and GPU, × those of the same variant on one GPU.\n")
+    assert load("ddp_table").render([]) == ""
 
 
 def test_promises() -> None:
