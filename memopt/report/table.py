@@ -24,7 +24,7 @@ from memopt.report.rows import (
     rejection_rows,
     shape_text,
 )
-from memopt.report.tree import explanation_tree
+from memopt.report.tree import SAVED_LEGEND, explanation_tree
 
 
 def print_comparison(
@@ -68,6 +68,8 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
         if not explanation.rewritten:
             console.print("\nNothing was rewritten: memopt leaves this model as it is.", style="yellow")
         console.print("", explanation_tree(explanation), "", sep="\n")
+        if any(chain.saved_bytes for chain in explanation.chains):
+            console.print(Text(SAVED_LEGEND), "", sep="\n")
         _print_notes(console, explanation.notes)
 
 

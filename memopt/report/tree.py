@@ -12,6 +12,11 @@ from memopt.ir import ChainReport, Explanation, by_block, mebibytes
 
 SCHEMA = 1
 
+SAVED_LEGEND = (
+    "Less saved: what eager saves for backward and these chains do not, by its shapes alone. What a whole step takes, "
+    "before and after, is predicted by memopt optimize."
+)
+
 
 def explanation_tree(explanation: Explanation) -> Tree:
     """A branch for each dense block, a leaf for each chain in it."""
@@ -84,4 +89,4 @@ def _leaf(chain: ChainReport) -> Text:
 
 def _saved(chains: Iterable[ChainReport]) -> str:
     saved = sum(chain.saved_bytes for chain in chains)
-    return f", {mebibytes(saved)} saved" if saved else ""
+    return f", {mebibytes(saved)} less saved" if saved else ""
