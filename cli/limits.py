@@ -2,15 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from memopt.ir import parse_size, whole_mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import largest_fitting
-from memopt.report import print_table, stage_display
+from memopt.report import print_as_found, stage_display
 
 from .errors import CommandError
 from .job import Job, make_job
@@ -22,8 +23,6 @@ DEPTH = "depth"
 DEPTH_TOLERANCE = 0.02
 # Depths that a factory takes lie at most this far apart (6n + 4 for DenseNet-BC).
 DEPTHS_TRIED = 64
-
-Vary = Callable[[int], Job]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,25 @@ class Limit:
     trained: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is made as large as fits.
+
+    Attributes:
+        name: how the table calls it.
+        job: the job of a number that is tried.
+        start: the first number tried.
+        tolerance: share of the number by which the answer may be too small.
+        size: what a number stands for.
+    """
+
+    name: str
+    job: Callable[[int], Job]
+    start: int
+    tolerance: float = 0.0
+    size: Callable[[int], int] = int
+
+
 def limits(options: argparse.Namespace) -> int:
     """Run the command."""
     memory_bytes = parse_size(options.memory, "--memory")
@@ -48,20 +66,11 @@ def limits(options: argparse.Namespace) -> int:
         on_stage("loading the model")
         job = make_job(options)
         variants = (NAIVE, *other_variants(options.also), *levels(job.config))
-        questions = [("batch size", lambda batch: with_batch(job, batch), job.inputs[0].shape[0])]
+        questions = [_Question("batch size", lambda batch: with_batch(job, batch), job.inputs[0].shape[0])]
         if takes_argument(options.target, DEPTH):
             depths = _Depths(options, job)
-            questions.append((DEPTH, depths.job, depths.first))
-        answers = []
-        for name, vary, start in questions:
-            for variant in variants:
-                on_stage(f"largest {name}: {variant.label}")
-                tolerance = DEPTH_TOLERANCE if name == DEPTH else 0.0
-                limit = _limit(variant, vary, memory_bytes, start, tolerance, job.device)
-                if name == DEPTH and limit.size is not None:
-                    limit = replace(limit, size=depths.depth(limit.size))
-                answers.append((name, variant.label, limit))
-    _print(answers, memory_bytes, job)
+            questions.append(_Question(DEPTH, depths.job, depths.first, DEPTH_TOLERANCE, depths.depth))
+        _print(questions, variants, memory_bytes, job, on_stage)
     return 0
 
 
@@ -97,22 +106,20 @@ class _Depths:
         )
 
 
-def _limit(
-    variant: Variant, vary: Vary, memory_bytes: int, start: int, tolerance: float, device: torch.device
-) -> Limit:
+def _limit(variant: Variant, question: _Question, memory_bytes: int, device: torch.device) -> Limit:
     figures: dict[int, StepFigures] = {}
 
-    def reserved_bytes(size: int) -> int:
-        figures[size] = predicted(vary(size), variant)
-        reserved = figures[size].peak_reserved_bytes
+    def reserved_bytes(number: int) -> int:
+        figures[number] = predicted(question.job(number), variant)
+        reserved = figures[number].peak_reserved_bytes
         assert reserved is not None
         return reserved
 
-    size = largest_fitting(reserved_bytes, memory_bytes, start, tolerance)
-    if size is None:
+    number = largest_fitting(reserved_bytes, memory_bytes, question.start, question.tolerance)
+    if number is None:
         return Limit(None, None, None)
-    trained = _trains(vary(size), variant, memory_bytes, device) if device.type == "cuda" else None
-    return Limit(size, figures[size], trained)
+    trained = _trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
+    return Limit(question.size(number), figures[number], trained)
 
 
 def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:
@@ -125,27 +132,46 @@ def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device)
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _print(answers: list[tuple[str, str, Limit]], memory_bytes: int, job: Job) -> None:
-    def mib(size_bytes: int | None) -> str:
-        return "—" if size_bytes is None else whole_mebibytes(size_bytes)
+def _print(
+    questions: Sequence[_Question],
+    variants: Sequence[Variant],
+    memory_bytes: int,
+    job: Job,
+    on_stage: Callable[[str], None],
+) -> None:
+    """Each answer as soon as it is found: a large model takes minutes for all of them."""
+    verified = job.device.type == "cuda"
 
-    verified = any(limit.trained is not None for _, _, limit in answers)
-    rows = []
-    for name, label, limit in answers:
-        figures = limit.figures or StepFigures()
-        row = [f"largest {name}", label, "none" if limit.size is None else f"{limit.size:,}"]
-        row += [mib(figures.peak_allocated_bytes), mib(figures.peak_reserved_bytes)]
-        words = {True: "yes", False: "no: out of memory", None: "—"}
-        rows.append([*row, words[limit.trained]] if verified else row)
+    def rows() -> Iterator[list[str]]:
+        for question, variant in product(questions, variants):
+            on_stage(f"largest {question.name}: {variant.label}")
+            row = _row(question.name, variant.label, _limit(variant, question, memory_bytes, job.device))
+            yield row if verified else row[:-1]
+
     shape = "x".join(map(str, job.inputs[0].shape[1:]))
-    depths = f", depths at batch {job.inputs[0].shape[0]}" if any(name == DEPTH for name, _, _ in answers) else ""
-    print_table(
+    depths = f", depths at batch {job.inputs[0].shape[0]}" if len(questions) > 1 else ""
+    columns = {
+        "": max(len(f"largest {question.name}") for question in questions),
+        "variant": max(len(variant.label) for variant in variants),
+        "fits": len("999,999"),
+        "peak allocated": 0,
+        "peak reserved": 0,
+    }
+    print_as_found(
         f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shape}{depths}",
-        ("", "variant", "fits", "peak allocated", "peak reserved", *(("trained here",) if verified else ())),
-        rows,
+        columns | ({"trained here": 0} if verified else {}),
+        rows(),
         (
             "Predicted for a GPU: what the caching allocator reserves fits the memory. The CUDA context takes some "
             "hundred MiB of a card beside that.",
         ),
         sys.stdout,
     )
+
+
+def _row(name: str, label: str, limit: Limit) -> list[str]:
+    figures = limit.figures or StepFigures()
+    sizes = (figures.peak_allocated_bytes, figures.peak_reserved_bytes)
+    shown = ["—" if size is None else whole_mebibytes(size) for size in sizes]
+    words = {True: "yes", False: "no: out of memory", None: "—"}
+    return [f"largest {name}", label, "none" if limit.size is None else f"{limit.size:,}", *shown, words[limit.trained]]

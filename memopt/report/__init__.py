@@ -12,7 +12,7 @@ from memopt.report.rows import (
     figure_rows,
     rejection_rows,
 )
-from memopt.report.table import print_comparison, print_explanation, print_table
+from memopt.report.table import print_as_found, print_comparison, print_explanation, print_table
 from memopt.report.tree import explanation_document
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "equivalence_line",
     "explanation_document",
     "figure_rows",
+    "print_as_found",
     "print_comparison",
     "print_explanation",
     "print_table",

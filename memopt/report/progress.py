@@ -29,8 +29,11 @@ def stage_display(stream: TextIO, *, quiet: bool = False) -> Iterator[Callable[[
         yield lambda name: None
         return
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    to_terminal = sys.stdout.isatty()  # else what is printed must go where it was sent
     # Few refreshes: the thread that draws competes with the step being timed.
-    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=4, redirect_stdout=to_terminal
+    ) as progress:
         task = progress.add_task("starting", total=None)
 
         def show(name: str) -> None:

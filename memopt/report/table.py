@@ -1,12 +1,12 @@
 """The report on a terminal."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -96,17 +96,51 @@ def print_table(
             console.print(Text(note))
 
 
+def print_as_found(
+    title: str, columns: Mapping[str, int], rows: Iterable[Sequence[str]], notes: Iterable[str], file: TextIO
+) -> None:
+    """Print a table whose rows take long to find, each row as soon as it is there.
+
+    Args:
+        title: above it.
+        columns: headings, the first two to the left, and the longest text below each as far as it is known.
+        rows: of text, found one by one.
+        notes: sentences below it.
+        file: where to; styled only if it is a terminal.
+    """
+
+    def put(*parts: RenderableType) -> None:
+        with _printing(file, None) as console:
+            console.print(*parts, sep="\n")
+        file.flush()
+
+    def table(row: Sequence[str] | None) -> Table:
+        part = _table()
+        part.show_header = row is None
+        for place, (heading, width) in enumerate(columns.items()):
+            justify: JustifyMethod = "left" if place < 2 else "right"
+            # What is longer than was known goes on below: nothing of it is cut off.
+            part.add_column(heading, justify=justify, width=max(width, len(heading)), overflow="fold")
+        if row is not None:
+            part.add_row(*map(Text, row))
+        return part
+
+    put(Text(title, style="bold"), "", table(None))
+    for row in rows:
+        put(table(row))
+    put("", *map(Text, notes))
+
+
 @contextmanager
 def _printing(file: TextIO | None, width: int | None) -> Iterator[Console]:
     """A console on `file`; where that is no terminal, without the spaces that fill the cells of tables."""
     file = sys.stdout if file is None else file
     console = _console(file, width)
-    if console.is_terminal:
-        yield console
-        return
     with console.capture() as captured:
         yield console
-    file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    text = captured.get()
+    # Written by us: rich would go round what holds a progress line below the text.
+    file.write(text if console.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def _console(file: TextIO, width: int | None) -> Console:

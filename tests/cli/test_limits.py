@@ -2,8 +2,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from memopt_cli import limits
 from memopt_cli.main import main
 
+from memopt.measure import StepFigures
 from memopt.measure.predict import predict_step
 
 DEEP = """
@@ -65,6 +67,22 @@ def test_memopt_allows_a_larger_batch(tiny: str, capsys: pytest.CaptureFixture[s
     assert "depth" not in text, "which is no argument of this model"
     found = {variant: int(size) for (_, variant), size in answers(text).items()}
     assert found["memopt layer"] > 1.5 * found["naive"]
+
+
+def test_an_answer_is_printed_as_soon_as_it_is_found(
+    tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model takes minutes, and nothing tells of progress where there is no terminal."""
+    found = limits.predicted
+
+    def interrupted(job: limits.Job, variant: limits.Variant) -> StepFigures:
+        if variant.label == "memopt layer":
+            raise KeyboardInterrupt
+        return found(job, variant)
+
+    monkeypatch.setattr(limits, "predicted", interrupted)
+    assert main(["limits", f"{tiny}:Tiny", "--memory", "100MiB"]) == 130
+    assert {variant for _, variant in answers(capsys.readouterr().out)} == {"naive", "memopt concat"}
 
 
 def test_where_nothing_fits(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

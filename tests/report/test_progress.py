@@ -1,6 +1,9 @@
 import io
+import sys
 
-from memopt.report import stage_display, training_display
+import pytest
+
+from memopt.report import print_as_found, stage_display, training_display
 
 
 class Terminal(io.StringIO):
@@ -21,6 +24,26 @@ def test_anything_else_shows_nothing() -> None:
     with stage_display(stream) as on_stage:
         on_stage("measuring")
     assert stream.getvalue() == ""
+
+
+def test_what_is_printed_meanwhile_goes_where_it_was_sent(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with stage_display(stream):
+        print("an answer")
+    assert capsys.readouterr().out == "an answer\n"
+    assert "an answer" not in stream.getvalue()
+
+
+def test_rows_printed_to_the_same_terminal_stand_above_the_stage(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with stage_display(terminal):
+        print_as_found("title", {"what": 0, "variant": 0}, [("long", "naive")], (), sys.stdout)
+    assert "starting" in terminal.getvalue()
+    line = terminal.getvalue().partition("long")[0].rpartition("\x1b[2K")[2]
+    assert "starting" not in line, "the stage is erased before the row"
 
 
 def test_quiet_shows_nothing() -> None:

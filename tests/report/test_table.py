@@ -1,4 +1,5 @@
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from memopt.ir import Explanation
 from memopt.measure import Comparison, StepFigures
-from memopt.report import print_comparison, print_explanation, table
+from memopt.report import print_as_found, print_comparison, print_explanation, table
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -151,3 +152,22 @@ def test_explanation_of_a_model_with_nothing_to_rewrite() -> None:
         "model.py:Net\n\nNothing was rewritten: memopt leaves this model as it is.\n\n"
         "0 chains found, 0 rewritten, 0 left alone\n\nNote: No chain was found.\n"
     )
+
+
+def test_rows_that_take_long_to_find_are_printed_one_by_one() -> None:
+    file = io.StringIO()
+    before: list[str] = []
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for size in ("8", "1,024,000"):
+            before.append(file.getvalue())
+            yield "batch", "naive", size
+
+    print_as_found("[net]", {"": 5, "variant": 0, "fits": 5}, rows(), ["A note."], file)
+
+    assert before[1].startswith(before[0])
+    assert file.getvalue() == (
+        "[net]\n\n        variant    fits\n───────────────────────\n"
+        "batch   naive         8\nbatch   naive     1,024\n                   ,000\n\nA note.\n"
+    )
+    assert before[1].endswith("8\n")
