@@ -13,7 +13,6 @@ from memopt.arguments import as_tuple, checked, unwrapped
 from memopt.budget import Rewriting, plan_call, plan_within
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
-from memopt.duplicate import duplicate
 from memopt.errors import CaptureError, ConfigError
 from memopt.explaining import NOTHING_FOUND
 from memopt.garbage import quick_collections
@@ -27,6 +26,7 @@ from memopt.ir import (
 )
 from memopt.measure.compare import CHECK_SAMPLES, Comparison, first_samples
 from memopt.measure.compare import compare as measure_comparison
+from memopt.measure.duplicate import duplicate
 from memopt.pipeline import Shared, on_device, rewrite_forward
 from memopt.rewrite import install, installed, own_forward, uninstall
 from memopt.rewrite.boundaries import install_within, joined, with_boundaries

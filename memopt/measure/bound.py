@@ -10,20 +10,21 @@ eager is therefore run on weights that are rounded otherwise, too: what that mak
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from memopt.duplicate import duplicate
 from memopt.measure.draws import SameDraws
+from memopt.measure.duplicate import duplicate
 from memopt.measure.equivalence import Equivalence, check_equivalence, copy_state, put_back
 from memopt.measure.norms import Norms, largest_relative
-from memopt.measure.step import Inputs, forward_and_loss, seeded
+from memopt.measure.step import Inputs, seeded
+from memopt.measure.trained import Trained
 
 SEEDS = 5
 SHAKES = 4
@@ -216,18 +217,18 @@ class _Runs:
             self._latest = self._train(seed)
         run, models = self._latest, self._models
         for shake in range(len(run.eagers), shakes + 1):
-            run.eagers.append(_Trained(models.naive, run.inputs, models.amp, seed, run.mode, shake))
+            run.eagers.append(Trained(models.naive, run.inputs, models.amp, seed, run.mode, shake))
         return _ratios(run.exact, run.eagers[: shakes + 1], run.fused)
 
     def _train(self, seed: int) -> "_Run":
         models = self._models
         inputs, draws = _another(self._batch, seed, models.device), SameDraws()
-        eager = _Trained(models.naive, inputs, models.amp, seed, draws)
+        eager = Trained(models.naive, inputs, models.amp, seed, draws)
         # Where nothing is drawn, models run as they do in training, and not under a mode: fused regions from tapes.
         mode = draws if draws.any else None
         wide = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-        exact = _Trained(models.wide, wide, None, seed, mode)
-        fused = _Trained(models.rewritten, inputs, models.amp, seed, mode)
+        exact = Trained(models.wide, wide, None, seed, mode)
+        fused = Trained(models.rewritten, inputs, models.amp, seed, mode)
         buffers = ([run.buffers[name] for name in eager.buffers] for run in (eager, fused))
         self._buffers_apart = max(self._buffers_apart, largest_relative(*buffers))
         return _Run(seed, inputs, mode, exact, [eager], fused)
@@ -240,57 +241,12 @@ class _Run:
     seed: int
     inputs: Inputs
     mode: SameDraws | None
-    exact: "_Trained"
-    eagers: list["_Trained"]
-    fused: "_Trained"
+    exact: Trained
+    eagers: list[Trained]
+    fused: Trained
 
 
 _OUTPUTS, _GRADIENTS, _BUFFERS = "all outputs", "all gradients", "all buffers"
-
-
-class _Trained:
-    """Outputs, gradients and buffers of one training step, and none of its memory."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        amp: torch.dtype | None,
-        seed: int,
-        draws: SameDraws | None,
-        shake: int = 0,
-    ) -> None:
-        device = next(model.parameters()).device
-        with put_back(model), _shaken(model, shake, device), seeded(seed, device):
-            with _under(draws):
-                outputs, loss = forward_and_loss(model, inputs, amp)
-            # The backward of a concat is an operator for each of its parts: a mode is slow where it has nothing to do.
-            with _under(draws if draws is not None and draws.any else None):
-                loss.backward()  # type: ignore[no-untyped-call]
-            self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
-            # No copies, `put_back` leaves them to us; and not widened before they are compared: they are large.
-            self.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            self.buffers = {n: _wide(b) for n, b in model.named_buffers()}
-
-
-@contextmanager
-def _shaken(model: nn.Module, shake: int, device: torch.device) -> Iterator[None]:
-    """With every weight off by up to half a rounding, for whom puts them back."""
-    if shake:
-        with seeded(shake, device), torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.is_floating_point():
-                    half = torch.finfo(parameter.dtype).eps / 2
-                    parameter.mul_(1.0 + torch.empty_like(parameter).uniform_(-half, half))
-    yield
-
-
-def _under(mode: Any) -> Any:
-    return nullcontext() if mode is None else mode
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(torch.float64, copy=True)
 
 
 def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
@@ -305,10 +261,10 @@ def _another(batch: Inputs, seed: int, device: torch.device) -> Inputs:
     return drawn
 
 
-def _ratios(exact: _Trained, eagers: Sequence[_Trained], fused: _Trained) -> dict[str, float]:
+def _ratios(exact: Trained, eagers: Sequence[Trained], fused: Trained) -> dict[str, float]:
     names = list(exact.gradients)
 
-    def norms_of(tensors: Callable[[_Trained], list[torch.Tensor]]) -> Norms:
+    def norms_of(tensors: Callable[[Trained], list[torch.Tensor]]) -> Norms:
         return Norms(tensors(exact), [tensors(eager) for eager in eagers], tensors(fused))
 
     gradients = norms_of(lambda run: [run.gradients[name] for name in names])

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch
 
 from densenet_models.bc import DenseNet
-from memopt.duplicate import duplicate
+from memopt.measure.duplicate import duplicate
 
 
 class Empty(OrderedDict[str, int]):
