@@ -63,6 +63,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
             milliseconds(row[gpu]),
             _ratio(row[gpu], naive[gpu], 3),
             milliseconds(row["step_seconds"]),
+            _ratio(row["step_seconds"], row["naive_step_seconds"], 2),
         )
 
     headings = (
@@ -74,6 +75,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
         "GPU time",
         "× naive",
         "step",
+        "× naive in turns",
     )
     return markdown(f"{title}**", rows, headings, map(cells, rows))
 

@@ -4,8 +4,9 @@
 
 Every row is measured in this process from a cleaned state, naive first. The run stops by itself before `--seconds`
 and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time (median of some profiled
-steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop; `predicted_bytes`
-is the activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out
+steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop. In such a loop
+Python counts, and hosts that others share are at times half as fast as at others: there naive steps take turns with the
+variant's, and `naive_step_seconds` is their median. `predicted_bytes` is the activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out
 and filled in elsewhere:
 
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --no-prediction
@@ -16,7 +17,7 @@ import argparse
 import csv
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from memopt.measure.step import TrainingStep, on_device, seeded
 
 FIELDS = (
     "table", "variant", "activation_peak_bytes", "predicted_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
-    "saved_bytes", "retained_bytes", "step_seconds", "gpu_seconds", "kernels", "gpu", "torch", "commit", "date",
+    "saved_bytes", "retained_bytes", "step_seconds", "naive_step_seconds", "gpu_seconds", "kernels", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 DEVICE = torch.device("cuda")
 Change = Callable[[nn.Module], nn.Module]
@@ -66,6 +67,7 @@ EXPANDABLE = "memopt fast layer, expandable segments"
 """With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: the allocator then reserves little that it cannot use."""
 DEPTHS = (40, 100, 196, 400)
 PROFILED_STEPS = 5
+TURNS, STEPS_A_TURN = 7, 6
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
     "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
@@ -134,6 +136,10 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             continue
         figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
         gpu_seconds, kernels = profiled(make, inputs, work.amp)
+        beside = {}
+        if name != "naive" and name != EXPANDABLE and "cudnn" not in name:  # which naive runs without
+            mine, naives = in_turns((make, lambda: laid_out(work.make().to(DEVICE), channels_last)), inputs, work.amp)
+            beside = {"step_seconds": mine, "naive_step_seconds": naives}
         torch._dynamo.reset()
         if name == REDUCED:
             figures = replace(figures, **dict.fromkeys(UNSEEN))
@@ -142,6 +148,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             "variant": name,
             "predicted_bytes": None,
             **{field: getattr(figures, field) for field in FIELDS if hasattr(figures, field)},
+            **beside,
             "gpu_seconds": gpu_seconds,
             "kernels": kernels,
             **provenance(),
@@ -204,6 +211,26 @@ def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, .
     del graph, step
     clean(DEVICE)
     return statistics.median(seconds)
+
+
+def in_turns(
+    makes: Sequence[Callable[[], nn.Module]], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None
+) -> list[float]:
+    """Median seconds of a step of each model, a few steps of one after a few of the other."""
+    with seeded(0, DEVICE):
+        steps = [TrainingStep(make(), on_device(inputs, DEVICE), amp) for make in makes]
+        seconds: list[list[float]] = [[] for _ in steps]
+        for turn in range(1 + TURNS):  # the first warms up
+            for step, own in zip(steps, seconds, strict=True):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(STEPS_A_TURN):
+                    step.run()
+                torch.cuda.synchronize()
+                own += [(time.perf_counter() - start) / STEPS_A_TURN] if turn else []
+    del step, steps
+    clean(DEVICE)
+    return [statistics.median(own) for own in seconds]
 
 
 def profiled(
