@@ -95,14 +95,15 @@ FIELDS = (
 
 
 def cases(works: list[str], world_size: int, with_sync: bool) -> list[Case]:
-    """Every case: one rank, then all, with the batch of each GPU fixed and with that of all together."""
+    """Every case: each variant on one rank, then all, with the batch of each GPU fixed and with that of all together."""
     found: dict[Case, None] = {}
     for name in works:
         work = WORKS[name]
         for parallel in work.parallel:
             sizes = [(1, work.batch), (world_size, work.batch), (world_size, work.batch // world_size)]
-            for ranks, batch in sizes if parallel == "ddp" else sizes[1:2]:
-                found |= {Case(name, parallel, "batch", variant, ranks, batch): None for variant in VARIANTS}
+            for variant in VARIANTS:  # one after another what is compared: a host changes its pace
+                for ranks, batch in sizes if parallel == "ddp" else sizes[1:2]:
+                    found[Case(name, parallel, "batch", variant, ranks, batch)] = None
     # With SyncBatchNorm fused kernels leave the blocks to the exact runtime: nothing new to measure.
     for name in works if with_sync and world_size > 1 else ():
         for variant in ("naive", "checkpointed", "memopt exact layer"):

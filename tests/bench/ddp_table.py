@@ -57,7 +57,8 @@ def _table(title: str, rows: list[Row]) -> str:
             number(float(row["final_loss"]), 5),
         )
 
-    return markdown(f"{title}**", rows, HEADINGS, map(cells, rows))
+    in_order = sorted(rows, key=lambda row: (int(row["ranks"]), -int(row["batch"])))
+    return markdown(f"{title}**", rows, HEADINGS, map(cells, in_order))
 
 
 def naive_of(row: Row, rows: list[Row]) -> Row | None:
