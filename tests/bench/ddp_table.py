@@ -79,6 +79,8 @@ def efficiency(row: Row, rows: list[Row]) -> float | None:
     alone = _alone(row, rows)
     if alone is None or row["ranks"] == "1":
         return None
+    if row.get("alone_step_seconds"):  # measured in turns
+        return float(row["alone_step_seconds"]) / float(row["step_seconds"])
     speed, speed_alone = (int(r["batch"]) / float(r["step_seconds"]) for r in (row, alone))
     return speed / speed_alone
 

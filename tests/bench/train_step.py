@@ -6,8 +6,8 @@ Every row is measured in this process from a cleaned state, naive first. The run
 and keeps the rows it has. Bytes and seconds. `gpu_seconds` and `kernels` are the summed time (median of some profiled
 steps) and the count of a step's GPU kernels, `step_seconds` the median of the steps in a plain loop. In such a loop
 Python counts, and hosts that others share are at times half as fast as at others: there naive steps take turns with the
-variant's, and `naive_step_seconds` is their median. `predicted_bytes` is the activation peak predicted without a GPU for the same step; as that takes a while and no GPU, it can be left out
-and filled in elsewhere:
+variant's, and `naive_step_seconds` is their median. `predicted_bytes` is the activation peak predicted without a GPU
+for the same step; as that takes a while and no GPU, it can be left out and filled in elsewhere:
 
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --no-prediction
     PYTHONPATH=. python tests/bench/train_step.py bc100-512 --out FILE --only-prediction
@@ -38,7 +38,8 @@ from memopt.measure.step import TrainingStep, on_device, seeded
 
 FIELDS = (
     "table", "variant", "activation_peak_bytes", "predicted_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
-    "saved_bytes", "retained_bytes", "step_seconds", "naive_step_seconds", "gpu_seconds", "kernels", "gpu", "torch", "commit", "date",
+    "saved_bytes", "retained_bytes", "step_seconds", "naive_step_seconds", "gpu_seconds", "kernels", "gpu", "torch",
+    "commit", "date",
 )  # fmt: skip
 DEVICE = torch.device("cuda")
 Change = Callable[[nn.Module], nn.Module]
@@ -127,7 +128,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             return change(laid_out(work.make().to(DEVICE), channels_last))
 
         if "compile" in name:
-            make = cache(make)  # compiling takes minutes: memory, time and profile are of one model
+            make = cache(make)  # compiling takes minutes: memory, times and profile are of one model
         torch.cuda.memory._set_allocator_settings(f"expandable_segments:{name == EXPANDABLE}")
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         if name == GRAPHED:
@@ -138,7 +139,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         gpu_seconds, kernels = profiled(make, inputs, work.amp)
         beside = {}
         if name != "naive" and name != EXPANDABLE and "cudnn" not in name:  # which naive runs without
-            mine, naives = in_turns((make, lambda: laid_out(work.make().to(DEVICE), channels_last)), inputs, work.amp)
+            mine, naives = in_turns((make, partial(make, leave)), inputs, work.amp)
             beside = {"step_seconds": mine, "naive_step_seconds": naives}
         torch._dynamo.reset()
         if name == REDUCED:
