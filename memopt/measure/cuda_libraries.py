@@ -26,6 +26,10 @@ _READ_ALIKE = frozenset(
     }
 )
 
+# Place of the tensor that one-dimensional convolutions copy where its channels lie innermost: `input =
+# input.contiguous()` in ATen/native/Convolution.cpp, before it becomes an image of one row.
+_CONVOLVED = {_aten.convolution.default: 0, _aten.convolution_backward.default: 1}
+
 
 class CudaLibraries:
     """Adds to a simulated device what cuBLAS keeps and what kernels take for the time of an operator.
@@ -52,14 +56,18 @@ class CudaLibraries:
             copies = _suggested(args[0]) != _suggested(args[1])  # `grad_output.to(input.suggest_memory_format())`
         else:
             copies = func in _READ_ALIKE and not _lie_alike(args[0], args[1])
-        return [self._copy(func, args[0])] if copies else []
+        held = [self._copy(func, args[0], "gradient")] if copies else []
+        place = _CONVOLVED.get(func)
+        if place is not None and args[place].dim() == 3 and not args[place].is_contiguous():
+            held.append(self._copy(func, args[place], "input"))
+        return held
 
     def result(self, func: Any, args: Sequence[Any], index: int) -> None:
         """Ask for, and give back, what an operator takes once its result with this index has been allocated."""
         for place, call in enumerate(convolution_calls(func, args)):
             if place != index:
                 continue
-            held = [self._copy(func, args[0])] if _is_read_in_pieces(func, args) else []
+            held = [self._copy(func, args[0], "gradient")] if _is_read_in_pieces(func, args) else []
             size_bytes, origin = measured().get(call), Origin(f"workspace of {call.operation}")
             if size_bytes is None:
                 size_bytes = estimated(call)
@@ -69,8 +77,8 @@ class CudaLibraries:
                 held.append(self._device.allocate(size_bytes, origin))
             self.after(held[::-1])
 
-    def _copy(self, func: Any, grad: torch.Tensor) -> int:
-        return self._device.allocate(grad.numel() * grad.element_size(), Origin(f"gradient copied by {func}"))
+    def _copy(self, func: Any, tensor: torch.Tensor, what: str) -> int:
+        return self._device.allocate(tensor.numel() * tensor.element_size(), Origin(f"{what} copied by {func}"))
 
     def after(self, held: list[int]) -> None:
         """Give back what `before` asked for."""

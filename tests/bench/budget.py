@@ -109,7 +109,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = [(table, numerics) for numerics in options.numerics for table in options.tables]
-        ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, 1)) for job in jobs}
+        ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, MIB)) for job in jobs}
         planned = {job: [highest, *plans(pool, *job, highest, least)] for job, (highest, least) in ends.items()}
         made = (row for job in jobs for row in rows(*job, options.rivals, planned[job], deadline))
         append_rows(options.out, FIELDS, made, line)

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from memopt.measure.step import TrainingStep, seeded
 from memopt.measure.tracker import StorageTracker
 
 LOSS_STEPS, WARMUP = 5, 3
-RUNS, STEPS = 9, 5
+RUNS, STEPS = 5, 5
 """Steps are timed several in a row, as a training loop makes them: the processor may run ahead of the GPU."""
 GRACE_SECONDS = 30.0
 """After the deadline: the case in hand may end, a hung one is left."""
@@ -90,8 +90,7 @@ class Case:
 
 FIELDS = (
     "work", "parallel", "norm", "variant", "ranks", "batch", "activation_peak_bytes", "peak_allocated_bytes",
-    "peak_reserved_bytes", "retained_bytes", "step_seconds", "alone_step_seconds", "final_loss", "gpu", "torch",
-    "commit", "date",
+    "peak_reserved_bytes", "retained_bytes", "step_seconds", "final_loss", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 
 
@@ -158,9 +157,9 @@ class Bench:
             self._forget_reserved()  # what deterministic kernels took is not the step's
             for _ in range(WARMUP):
                 step.run()
+            seconds = statistics.median(self._seconds(step) for _ in range(RUNS))
             figures = observe_step(step, ledger, memopt.remove if case.variant.startswith("memopt") else leave)
             reserved = ledger.peak_reserved_bytes if on_cuda else None
-        seconds, alone_seconds = self._in_turns(case, step)
         del step
         gc.collect()
         return {
@@ -169,28 +168,8 @@ class Bench:
             "peak_reserved_bytes": reserved,
             "retained_bytes": figures.retained_bytes,
             "step_seconds": seconds,
-            "alone_step_seconds": alone_seconds,
             "final_loss": losses[-1],
         }
-
-    def _in_turns(self, case: Case, step: TrainingStep) -> tuple[float, float | None]:
-        """Median wall time of a step; where all ranks have a batch of the size that one has, in turns with those of the
-        first rank by itself, for hosts that others share change their pace."""
-        alone = None
-        compares = case.ranks == self.world_size > 1 and case.parallel == "ddp" and case.norm == "batch"
-        if compares and case.batch == WORKS[case.work].batch and self.rank == 0:
-            alone = self._step(replace(case, ranks=1))
-            for _ in range(WARMUP):
-                alone.run()
-        times: list[float] = []
-        times_alone: list[float] = []
-        for _ in range(RUNS):
-            if alone is not None:
-                times_alone.append(self._seconds(alone))
-            if case.ranks > 1:
-                distributed.barrier(group=self._talk)
-            times.append(self._seconds(step))
-        return statistics.median(times), statistics.median(times_alone) if times_alone else None
 
     def _forget_reserved(self) -> None:
         """Give cached memory back, but not cuBLAS's workspaces, which memopt has placed."""
@@ -238,9 +217,7 @@ def _run(step: TrainingStep) -> float:
 
 def _worst(figures: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of the worst rank; of the loss the mean."""
-    result = {
-        key: None if value is None else max(rank[key] or 0.0 for rank in figures) for key, value in figures[0].items()
-    }
+    result = {key: None if value is None else max(rank[key] for rank in figures) for key, value in figures[0].items()}
     return result | {"final_loss": statistics.fmean(rank["final_loss"] for rank in figures)}
 
 

@@ -30,7 +30,10 @@ HEADINGS = (
     "efficiency",
     "loss",
 )
-LEGEND = "*Efficiency*: images per second and GPU, × those of the same variant on one GPU.\n"
+LEGEND = (
+    "*Efficiency*: images per second and GPU, × those of the same variant on one GPU. Step times, and so efficiencies, "
+    "are of one run on a host that others share: from run to run they differ by up to a half.\n"
+)
 MARK = re.compile(r"(<!-- several gpus -->\n).*?(<!-- /several gpus -->)", re.DOTALL)
 
 
@@ -79,8 +82,6 @@ def efficiency(row: Row, rows: list[Row]) -> float | None:
     alone = _alone(row, rows)
     if alone is None or row["ranks"] == "1":
         return None
-    if row.get("alone_step_seconds"):  # measured in turns
-        return float(row["alone_step_seconds"]) / float(row["step_seconds"])
     speed, speed_alone = (int(r["batch"]) / float(r["step_seconds"]) for r in (row, alone))
     return speed / speed_alone
 

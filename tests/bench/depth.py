@@ -28,7 +28,7 @@ from memopt.measure.memory import clean, is_out_of_memory
 from memopt.measure.step import TrainingStep, on_device, seeded
 
 FIELDS = (
-    "depth", "variant", "cap_bytes", "outcome", "apply_seconds", "first_step_seconds", "step_seconds",
+    "depth", "variant", "lazy", "cap_bytes", "outcome", "apply_seconds", "first_step_seconds", "step_seconds",
     "peak_allocated_bytes", "peak_reserved_bytes", "notes", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 GIB = 2**30
@@ -37,7 +37,8 @@ STEPS = 3
 
 def row(depth: int, variant: str, cap_bytes: int, lazy: bool, profiler: cProfile.Profile | None) -> dict[str, Any]:
     """Train for a few steps and say how it went."""
-    result: dict[str, Any] = dict.fromkeys(FIELDS) | {"depth": depth, "variant": variant, "cap_bytes": cap_bytes}
+    result: dict[str, Any] = dict.fromkeys(FIELDS) | {"depth": depth, "variant": variant, "lazy": lazy}
+    result["cap_bytes"] = cap_bytes
     clean(DEVICE)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_bytes / total)

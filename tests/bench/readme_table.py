@@ -34,8 +34,6 @@ TITLES = {
     "densenet121-64": "densenet121, 64×3×224×224, fp32",
     "densenet121-64-bf16": "densenet121, 64×3×224×224, bf16 autocast",
 }
-DEEP = 1000
-"""Layers from which on a net is very deep."""
 DEPTH = re.compile(r"bc(\d+)-64$")
 MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
@@ -80,6 +78,25 @@ def _step_table(title: str, rows: list[Row]) -> str:
     return markdown(f"{title}**", rows, headings, map(cells, rows))
 
 
+def render_turns(rows: list[Row]) -> str:
+    """How long a step takes in a plain loop."""
+    parts = []
+    for table, title in TITLES.items():
+        chosen = [row for row in rows if row["table"] == table and row["naive_step_seconds"]]
+        cells = (
+            (
+                row["variant"],
+                milliseconds(row["step_seconds"]),
+                milliseconds(row["naive_step_seconds"]),
+                _ratio(row["step_seconds"], row["naive_step_seconds"], 2),
+            )
+            for row in chosen
+        )
+        headings = "variant", "step", "naive, in turns with it", "× naive"
+        parts += [markdown(f"A step in a plain loop**, {title}", chosen, headings, cells)] if chosen else []
+    return "\n\n".join(parts) + "\n"
+
+
 def _depth_table(rows: list[Row]) -> str:
     depths = sorted({int(_depth(row)) for row in rows})
     if len(depths) < 2:
@@ -91,17 +108,18 @@ def _depth_table(rows: list[Row]) -> str:
 
 
 def render_deepest(rows: list[Row]) -> str:
-    """How very deep nets fared within a given memory."""
-    deep = [row for row in rows if int(row["depth"]) >= DEEP]
+    """How very deep nets fared within a given memory, and how long the first step of a process takes."""
 
     def cells(row: Row) -> tuple[str, ...]:
         seconds = (f"{float(row[n]):.1f} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
         peaks = (mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
-        return (row["depth"], row["variant"], row["outcome"], *seconds, *peaks)
+        variant = f"{row['variant']}, applied lazily" if row["lazy"] == "True" else row["variant"]
+        return (row["depth"], variant, row["outcome"], *seconds, *peaks)
 
-    title = f"Within {float(deep[0]['cap_bytes']) / 2**30:.0f} GiB**, DenseNet-BC (k = 12), 64×3×32×32, fp32"
+    gibibytes = f"{float(rows[0]['cap_bytes']) / 2**30:.0f} GiB"
+    title = f"Within {gibibytes}**, DenseNet-BC (k = 12), 64×3×32×32, fp32; no kernel compiled before"
     headings = ("layers", "variant", "outcome", "`apply` with example inputs", "first step", "step")
-    return markdown(title, deep, (*headings, "peak allocated", "reserved"), map(cells, deep)) + "\n"
+    return markdown(title, rows, (*headings, "peak allocated", "reserved"), map(cells, rows)) + "\n"
 
 
 def render_predicted(rows: list[Row]) -> str:
@@ -189,7 +207,7 @@ def _ratio(one: str, other: str, digits: int) -> str:
 
 RENDERED: dict[str, Callable[[list[Row]], str]] = {
     "train_step": render,
-    "densenet121_exact": render,
+    "turns": render_turns,
     "deepest": render_deepest,
     "predicted": render_predicted,
     "budget": render_budgets,

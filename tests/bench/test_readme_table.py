@@ -141,7 +141,12 @@ def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
     def error(row: dict[str, str], figure: str) -> float:
         return abs(float(row[f"predicted_{figure}"]) / float(row[f"measured_{figure}"]) - 1)
 
-    assert len(rows) >= 36
+    assert len(rows) >= 70
+    assert sum(row["held_out"] == "True" for row in rows) >= 20
     for row in rows:
-        for figure in ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
-            assert error(row, figure) < 0.03, (row["model"], row["variant"], figure)
+        name = row["model"], row["variant"]
+        measured = row["unmeasured_workspaces"] == "0"  # every workspace of it
+        assert measured or row["held_out"] == "True" or "signal" in row["model"], name
+        assert error(row, "peak_allocated_bytes") < 0.03, name
+        for figure in ("activation_peak_bytes", "peak_reserved_bytes"):
+            assert error(row, figure) < (0.02 if measured else 0.05), (name, figure)

@@ -54,3 +54,20 @@ def test_copies_of_gradients(grad: torch.Tensor, x: torch.Tensor, at_once: int, 
     assert device.current_bytes == 0
     sizes = [e.size_bytes for e in device.trace.events if e.size_bytes and not e.is_bound]
     assert sizes.count(GRAD_BYTES) >= at_once + 2 * of_each_pass
+
+
+@pytest.mark.parametrize("innermost", [False, True])
+def test_one_dimensional_convolutions_copy_an_input_whose_channels_lie_innermost(innermost: bool) -> None:
+    x, weight = torch.randn(2, 8, 30), torch.randn(4, 8, 3)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if innermost else x
+    device = SimulatedDevice()
+    libraries = CudaLibraries(device, GPU)
+    settings = (None, (1,), (1,), (1,), False, (0,), 1)
+    forward = torch.ops.aten.convolution.default, (x, weight, *settings)
+    backward = BACKWARD, (torch.randn(2, 4, 30), x, weight, *settings, (True, True, False))
+    for number, (func, args) in enumerate((forward, backward), 1):
+        held = libraries.before(func, args)
+        copies = [origin for origin in device.trace.origins if str(origin).startswith("input copied")]
+        assert (len(held), len(copies)) == ((1, number) if innermost else (0, 0))
+        assert device.current_bytes == (x.numel() * 4 + 511) // 512 * 512 * innermost
+        libraries.after(held)
