@@ -24,8 +24,6 @@ step minus what was allocated before it with gradients None. *Checkpointed*: the
 `torch.utils.checkpoint` around concat, norm, ReLU and bottleneck convolution, as efficient_densenet_pytorch has it.
 *GPU time*: all kernels of one step. *Step*: its time in a plain loop.
 
-![Memory against GPU time](pareto.svg)
-
 ![Memory budgets](budget.svg)
 """
 TITLES = {
@@ -50,6 +48,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
         return ""
     naive = next(row for row in rows if row["variant"] == "naive")
     memory, gpu = "activation_peak_bytes", "gpu_seconds"
+    took_turns = any(row["naive_step_seconds"] for row in rows)
 
     def cells(row: Row) -> tuple[str, ...]:
         return (
@@ -61,7 +60,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
             milliseconds(row[gpu]),
             _ratio(row[gpu], naive[gpu], 3),
             milliseconds(row["step_seconds"]),
-            _ratio(row["step_seconds"], row["naive_step_seconds"], 2),
+            *((_ratio(row["step_seconds"], row["naive_step_seconds"], 2),) if took_turns else ()),
         )
 
     headings = (
@@ -73,7 +72,7 @@ def _step_table(title: str, rows: list[Row]) -> str:
         "GPU time",
         "× naive",
         "step",
-        "× naive in turns",
+        *(("× naive in turns",) if took_turns else ()),
     )
     return markdown(f"{title}**", rows, headings, map(cells, rows))
 
@@ -111,7 +110,7 @@ def render_deepest(rows: list[Row]) -> str:
     """How very deep nets fared within a given memory, and how long the first step of a process takes."""
 
     def cells(row: Row) -> tuple[str, ...]:
-        seconds = (f"{float(row[n]):.1f} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
+        seconds = (f"{float(row[n]):.3g} s" for n in ("apply_seconds", "first_step_seconds", "step_seconds"))
         peaks = (mib(row[n]) for n in ("peak_allocated_bytes", "peak_reserved_bytes"))
         variant = f"{row['variant']}, applied lazily" if row["lazy"] == "True" else row["variant"]
         return (row["depth"], variant, row["outcome"], *seconds, *peaks)
