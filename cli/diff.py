@@ -16,6 +16,7 @@ NOTHING = "—"
 # What a report is of, and how a remark calls it.
 _SUBJECT = {
     "target": "target",
+    "arguments": "--arg",
     "input_shapes": "input",
     "dtype": "dtype",
     "amp": "autocast dtype",
@@ -74,8 +75,8 @@ def _differences(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def _subject(value: Any) -> str:
-    if isinstance(value, list):  # of shapes
-        return " and ".join("x".join(map(str, shape)) for shape in value) or "none"
+    if isinstance(value, list):  # of shapes, or of arguments
+        return " and ".join(one if isinstance(one, str) else "x".join(map(str, one)) for one in value) or "none"
     return "none" if value is None else str(value)
 
 

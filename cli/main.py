@@ -14,6 +14,7 @@ from typing import TextIO
 import memopt
 from memopt.api import NOT_RUN_YET
 from memopt.measure import Comparison, StepError
+from memopt.measure.compare import shapes_of
 from memopt.measure.memory import is_out_of_memory
 from memopt.measure.step import autocast, on_device
 from memopt.report import (
@@ -22,6 +23,7 @@ from memopt.report import (
     explanation_document,
     print_comparison,
     print_explanation,
+    shape_text,
     stage_display,
 )
 from memopt.report.pictures import PictureError
@@ -72,7 +74,7 @@ def _optimize(options: argparse.Namespace) -> int:
     with alone, stage_display(sys.stderr, quiet=options.quiet) as on_stage:
         comparison = _comparison(options, on_stage)
     if options.json is not None:
-        write_document(comparison_document(comparison, options.target), options.json, stdout)
+        write_document(comparison_document(comparison, options.target, options.arg), options.json, stdout)
     draw(options, comparison)
     if options.json != STDOUT and not options.quiet:
         print_comparison(comparison, options.target, stdout)
@@ -113,7 +115,8 @@ def _explain(options: argparse.Namespace) -> int:
     if options.json is not None:
         write_document(explanation_document(explanation, options.target), options.json, stdout)
     if options.json != STDOUT:
-        print_explanation(explanation, options.target, stdout)
+        shapes = " and ".join(map(shape_text, shapes_of(job.inputs)))
+        print_explanation(explanation, f"{options.target}, input {shapes}", stdout)
     return DONE
 
 

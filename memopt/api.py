@@ -14,7 +14,7 @@ from memopt.budget import Rewriting, plan_call, plan_within
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
 from memopt.errors import CaptureError, ConfigError
-from memopt.explaining import NOTHING_FOUND
+from memopt.explaining import NOTHING_FOUND, notes_of_the_target
 from memopt.garbage import quick_collections
 from memopt.ir import (
     Explanation,
@@ -38,11 +38,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NOT_RUN_YET = "The rewritten forward has not run yet."
 
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
-
-_AUTO_NOTE = (
-    'Numerics "auto" means exact on this machine and fused kernels on a GPU, which is what is predicted for one. '
-    'Ask for "exact" to have eager\'s kernels predicted.'
-)
 
 
 def apply(
@@ -293,12 +288,18 @@ def compare(
         on_stage("planning for the memory budget")
         plan = plan_within(chosen.budget_bytes, make_model, inputs, _rewriting(on_target), amp=amp)
         chosen, on_target = replace(chosen, memory_budget=None), replace(on_target, memory_budget=None)
+    there: list[Explanation] = []  # of what was predicted, then of what was measured
+
+    def taken_off(model: nn.Module) -> nn.Module:
+        there.append(explain(unwrapped(model)))
+        return remove(model)
+
     result = measure_comparison(
         make_model,
         inputs,
         apply=lambda model, inputs: _apply(unwrapped(model), inputs, chosen, plan),
         apply_on_target=lambda model: _apply(unwrapped(model), None, on_target, plan),
-        remove=remove,
+        remove=taken_off,
         explain=explain,
         checking=through_checkpoints,
         device=device,
@@ -307,7 +308,6 @@ def compare(
         on_stage=on_stage,
     )
     notes = dict.fromkeys(result.notes)  # before and after may have the same to say
-    is_predicted = result.predicted_after is not None and bool(result.explanation.rewritten)
-    if chosen.numerics == "auto" and result.device != "cuda" and is_predicted:
-        notes[_AUTO_NOTE] = None
+    if chosen.numerics == "auto" and result.device != "cuda" and there and result.predicted_after is not None:
+        notes |= dict.fromkeys(notes_of_the_target(there[0], result.explanation))
     return replace(result, plan=plan, notes=tuple(notes))

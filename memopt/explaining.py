@@ -14,6 +14,15 @@ from memopt.rewrite.regions import module_of
 
 NOTHING_FOUND = "No concat → norm → activation chain was found: nothing to rewrite."
 
+_AUTO_NOTE = (
+    'Numerics "auto" means exact on this machine and fused kernels on a GPU, which is what is predicted for one. '
+    'Ask for "exact" to have eager\'s kernels predicted.'
+)
+_NOT_FUSED_NOTE = (
+    'Numerics "auto" means exact on this machine and fused kernels on a GPU where there are some. For this model there '
+    "are none: what is predicted is of eager's."
+)
+
 
 def explain_rewriting(
     captured: Captured,
@@ -79,3 +88,12 @@ def _report(entry: Chain | Rejected, action: Literal["rewritten", "rejected"]) -
         numerics=None,
         reason=None,
     )
+
+
+def notes_of_the_target(there: Explanation, here: Explanation) -> list[str]:
+    """What a reader must know of a prediction that is of other kernels than run here."""
+    if not here.rewritten:
+        return []
+    fused = any(chain.numerics == "fast" for chain in there.rewritten)
+    own = [note for note in there.notes if note not in here.notes]
+    return [_AUTO_NOTE if fused else _NOT_FUSED_NOTE, *(f"On a GPU: {note}" for note in own)]

@@ -307,6 +307,31 @@ def test_bad_configurations_are_refused(field: dict[str, Any]) -> None:
         memopt.Config(**field)
 
 
+class Squeezed(nn.Module):
+    """A block whose layers scale their features by themselves, which no fused kernel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 * n) for n in (1, 2, 3))
+        self.convs = nn.ModuleList(nn.Conv2d(4 * n, 4, 3, padding=1) for n in (1, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y = conv(torch.relu(norm(x)))
+            x = torch.cat([x, y * y.mean((2, 3), keepdim=True).sigmoid()], 1)
+        return x
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there "auto" is what is predicted')
+def test_compare_says_what_the_prediction_is_of() -> None:
+    fused = memopt.compare(dense_net, images(4), measure=False).notes
+    assert any("fused kernels on a GPU, which is what is predicted" in note for note in fused)
+    assert not any(note.startswith("On a GPU: ") for note in fused)
+    exact = memopt.compare(Squeezed, torch.randn(4, 4, 8, 8), measure=False).notes
+    assert any("For this model there are none" in note for note in exact)
+    assert any(note.startswith("On a GPU: Dense block 1 runs exactly, not on fused kernels: ") for note in exact)
+
+
 def test_compare_returns_the_report_as_data() -> None:
     comparison = memopt.compare(dense_net, images(4), measure=False)
 

@@ -94,5 +94,7 @@ class MemoryPlan:
                 "convolutions that were never measured are at their largest."
             )
         if self.least_bytes is not None:
-            sentences.append(f"The least possible budget is {whole_mebibytes(self.least_bytes)}.")
+            sentences.append(
+                f"The least possible budget is {whole_mebibytes(self.least_bytes)}, of which 1 % and 2 MiB stay free."
+            )
         return " ".join(sentences)

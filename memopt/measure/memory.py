@@ -16,7 +16,7 @@ from memopt.measure.tracker import StorageTracker
 
 CUDA_WARMUP, CUDA_STEPS = 3, 10
 # On a CPU a step takes seconds where a GPU takes milliseconds.
-CPU_WARMUP, CPU_STEPS = 1, 2
+CPU_WARMUP, CPU_STEPS, MOST_CPU_STEPS = 1, 2, 20
 
 # How libraries below torch say that memory ran out, where they do not raise torch.OutOfMemoryError.
 _OUT_OF_MEMORY_TEXTS = ("not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -123,7 +123,8 @@ def measure_step(
         amp: autocast dtype or None.
         remove: takes memopt off the model, to see what that frees.
         warmup: steps before the measured ones (default 3 on CUDA, 1 on a CPU).
-        steps: steps timed, of which the median is given (default 10 on CUDA, 2 on a CPU).
+        steps: steps timed, of which the median is given (default 10 on CUDA; on a CPU 2, or as many as a second
+            has time for, up to 20).
         seed: of the random numbers, initial weights included.
 
     Returns:
@@ -131,7 +132,6 @@ def measure_step(
     """
     on_cuda = device.type == "cuda"
     warmup = (CUDA_WARMUP if on_cuda else CPU_WARMUP) if warmup is None else warmup
-    steps = (CUDA_STEPS if on_cuda else CPU_STEPS) if steps is None else steps
 
     def make_step() -> TrainingStep:
         step = TrainingStep(make_model().to(device), on_device(inputs, device), amp)
@@ -145,8 +145,8 @@ def measure_step(
         with seeded(seed, device):
             measured = _memory(make_step, device, remove)
             clean(device)
-            seconds = _median_seconds(make_step(), device, steps)
-            figures = replace(measured, step_seconds=seconds, timed_steps=steps)
+            seconds = _seconds(make_step(), device, steps)
+            figures = replace(measured, step_seconds=statistics.median(seconds), timed_steps=len(seconds))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -227,9 +227,16 @@ def _memory(make_step: MakeStep, device: torch.device, remove: ModelFunction) ->
         return observe_step(step, tracker, remove)
 
 
-def _median_seconds(step: TrainingStep, device: torch.device, steps: int) -> float:
-    timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
-    return statistics.median(timed(step, device) for _ in range(steps))
+def _seconds(step: TrainingStep, device: torch.device, steps: int | None) -> list[float]:
+    """Of each step."""
+    if device.type == "cuda":
+        return [_cuda_seconds(step, device) for _ in range(CUDA_STEPS if steps is None else steps)]
+    seconds: list[float] = []
+    while len(seconds) < (CPU_STEPS if steps is None else steps) or (
+        steps is None and len(seconds) < MOST_CPU_STEPS and sum(seconds) < 1.0
+    ):
+        seconds.append(_cpu_seconds(step, device))
+    return seconds
 
 
 def _cpu_seconds(step: TrainingStep, device: torch.device) -> float:

@@ -11,6 +11,7 @@ from memopt.report.rows import (
     equivalence_line,
     figure_rows,
     rejection_rows,
+    shape_text,
 )
 from memopt.report.table import print_as_found, print_comparison, print_explanation, print_table
 from memopt.report.tree import explanation_document
@@ -31,6 +32,7 @@ __all__ = [
     "print_explanation",
     "print_table",
     "rejection_rows",
+    "shape_text",
     "stage_display",
     "training_display",
 ]

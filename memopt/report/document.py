@@ -1,6 +1,7 @@
 """The report as a JSON document, for programs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,17 +12,21 @@ from memopt.report.rows import block_rows, not_paying
 SCHEMA = 1
 
 
-def comparison_document(comparison: Comparison, target: str | None = None) -> dict[str, Any]:
+def comparison_document(
+    comparison: Comparison, target: str | None = None, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
     """What `memopt optimize --json` writes. Sizes in bytes, times in seconds, None where there is no figure.
 
     Args:
         comparison: from `memopt.compare`.
         target: what was compared, as the user named it.
+        arguments: what it was made with, "name=value" each.
     """
     shapes = [list(shape) for shape in comparison.input_shapes]
     return {
         "schema": SCHEMA,
         "target": target,
+        "arguments": list(arguments),
         "device": comparison.device,
         "device_name": comparison.device_name,
         "input_shape": shapes[0] if shapes else None,

@@ -182,8 +182,8 @@ def _figure_row(field: str, before: StepFigures | None, after: StepFigures | Non
 
 
 def _median_of(*sides: StepFigures | None) -> str:
-    steps = next((side.timed_steps for side in sides if side is not None and side.timed_steps), None)
-    return "" if steps is None else f", median of {steps}"
+    counts = dict.fromkeys(str(side.timed_steps) for side in sides if side is not None and side.timed_steps)
+    return f", median of {' and '.join(counts)}" if counts else ""
 
 
 def _value(figures: StepFigures | None, field: str) -> float | None:

@@ -39,11 +39,23 @@ def test_reports_stand_side_by_side(report: Write, capsys: pytest.CaptureFixture
 
 
 def test_what_differs_and_what_is_missing_is_said_above(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    of = {"target": "a.py:Net", "input_shapes": [[64, 3, 32, 32]], "dtype": "float32", "device_name": "the CPU"}
-    other = of | {"target": "b.py:Net", "input_shapes": [[32, 3, 32, 32], [32, 5]], "device_name": "NVIDIA H100"}
+    of = {
+        "target": "a.py:Net",
+        "arguments": ["depth=40", "k=12"],
+        "input_shapes": [[64, 3, 32, 32]],
+        "dtype": "float32",
+        "device_name": "the CPU",
+    }
+    other = of | {
+        "target": "b.py:Net",
+        "arguments": [],
+        "input_shapes": [[32, 3, 32, 32], [32, 5]],
+        "device_name": "NVIDIA H100",
+    }
     assert main(["diff", report("a.json", **of), report("b.json", **other, before={})]) == 0
     above, _, below = " ".join(capsys.readouterr().out.split()).partition("figure a.json")
     assert "The target is not the same: a.py:Net, b.py:Net." in above
+    assert "The --arg is not the same: depth=40 and k=12, none." in above
     assert "The input is not the same: 64x3x32x32, 32x3x32x32 and 32x5." in above
     assert "The device is not the same: the CPU, NVIDIA H100." in above
     assert "dtype" not in above

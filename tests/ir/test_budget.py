@@ -27,7 +27,8 @@ PLAN = MemoryPlan(
 def test_a_plan_in_a_sentence() -> None:
     assert PLAN.summary == (
         "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 3 × layer; predicted peak allocated 281 MiB, "
-        "reserved 295 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB."
+        "reserved 295 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB, of which 1 % and 2 MiB "
+        "stay free."
     )
 
 

@@ -68,6 +68,14 @@ def test_runs_the_steps_asked_for_and_leaves_nothing_behind(make_tiny, images) -
     assert all(model() is None for model in models)
 
 
+def test_more_steps_are_timed_where_they_are_quick(monkeypatch: pytest.MonkeyPatch, make_tiny, images) -> None:
+    def timed_in(seconds: float) -> int | None:
+        monkeypatch.setattr(memory, "_cpu_seconds", lambda step, device: seconds)
+        return measure_step(make_tiny, images, CPU).timed_steps
+
+    assert [timed_in(seconds) for seconds in (0.01, 0.15, 0.6, 5.0)] == [20, 7, 2, 2]
+
+
 def test_same_bytes_every_time_and_random_numbers_untouched(make_tiny, images) -> None:
     state = torch.get_rng_state()
     first, second = (measure_step(make_tiny, images, CPU, steps=1) for _ in range(2))
