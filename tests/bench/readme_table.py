@@ -6,6 +6,7 @@ python tests/bench/readme_table.py --write    # put them into README.md, and ear
 
 import argparse
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,23 @@ def render_turns(rows: list[Row]) -> str:
         headings = "variant", "step", "naive, in turns with it", "× naive"
         parts += [markdown(f"A step in a plain loop**, {title}", chosen, headings, cells)] if chosen else []
     return "\n\n".join(parts) + "\n"
+
+
+def render_convergence(rows: list[Row]) -> str:
+    """Whether models end alike, over seeds."""
+    naive = {row["seed"]: row["digest"] for row in rows if row["variant"] == "naive"}
+
+    def cells(variant: str) -> tuple[str, ...]:
+        own = [row for row in rows if row["variant"] == variant]
+        figures = ([float(row[name]) for row in own] for name in ("test_error", "test_loss"))
+        spread = [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in figures]
+        return (variant, *spread, f"{sum(row['digest'] == naive[row['seed']] for row in own)} of {len(own)}")
+
+    title = "Trained alike?** Handwritten digits, 180 steps, mean ± deviation over seeds; rough: naive from weights a rounding off"
+    headings = ("variant", "test error", "test loss", "final weights and buffers bit-equal to naive's")
+    placed = [row | {"gpu": f"CPU ({row['device']})"} for row in rows]
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    return markdown(title, placed, headings, map(cells, variants)) + "\n"
 
 
 def _depth_table(rows: list[Row]) -> str:
@@ -211,6 +229,7 @@ RENDERED: dict[str, Callable[[list[Row]], str]] = {
     "predicted": render_predicted,
     "budget": render_budgets,
     "train_demo": render_training,
+    "convergence": render_convergence,
     "ddp_step": ddp_table.render,
 }
 """How the rows of each file are shown."""
