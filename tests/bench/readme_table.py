@@ -107,7 +107,8 @@ def render_convergence(rows: list[Row]) -> str:
         spread = [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in figures]
         return (variant, *spread, f"{sum(row['digest'] == naive[row['seed']] for row in own)} of {len(own)}")
 
-    title = "Trained alike?** Handwritten digits, 180 steps, mean ± deviation over seeds; rough: naive from weights a rounding off"
+    title = "Trained alike?** Handwritten digits, 180 steps, mean ± deviation over seeds"
+    title += "; rough: naive from weights a rounding off"
     headings = ("variant", "test error", "test loss", "final weights and buffers bit-equal to naive's")
     placed = [row | {"gpu": f"CPU ({row['device']})"} for row in rows]
     variants = dict.fromkeys(row["variant"] for row in rows)
