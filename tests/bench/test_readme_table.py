@@ -136,6 +136,18 @@ def test_no_measured_peak_exceeds_its_budget_and_more_memory_costs_no_time() -> 
     assert all(later >= 0.99 * earlier for earlier, later in pairwise(measured))
 
 
+FALLING_SHORT = {
+    ("DenseNet-BC-160", "fast layer", "activation_peak_bytes"),
+    ("DenseNet-BC-160", "fast layer", "peak_reserved_bytes"),
+    ("densenet169", "exact concat", "peak_reserved_bytes"),
+    ("densenet121, autocast", "exact layer", "peak_reserved_bytes"),
+    ("volumetric", "exact layer", "activation_peak_bytes"),
+    ("volumetric", "fast layer", "activation_peak_bytes"),
+    ("volumetric", "fast layer", "peak_reserved_bytes"),
+}
+"""Figures of held-out rows that are off by 3 % and more, for workspaces that were never measured."""
+
+
 def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
     rows = tables.load(tables.RESULTS / "predicted.csv")
 
@@ -150,4 +162,6 @@ def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
         assert measured or row["held_out"] == "True" or "signal" in row["model"], name
         assert error(row, "peak_allocated_bytes") < 0.03, name
         for figure in ("activation_peak_bytes", "peak_reserved_bytes"):
-            assert error(row, figure) < (0.02 if measured else 0.05), (name, figure)
+            promised = 0.02 if measured else 0.05 if (*name, figure) in FALLING_SHORT else 0.03
+            assert error(row, figure) < promised, (name, figure)
+            assert promised != 0.05 or error(row, figure) >= 0.03, "it falls short no longer"
