@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from memopt.measure.bits import relative_error, same_bits
 from memopt.measure.determinism import deterministic
+from memopt.measure.duplicate import duplicate
 from memopt.measure.step import Inputs, TrainingStep, forward_and_loss, seeded
 
 Tensors = Mapping[str, torch.Tensor | None]
@@ -112,7 +113,7 @@ def _train_side_by_side(
         stack.enter_context(seeded(seed, device))
         seen = stack.enter_context(deterministic(pooling_on_cpu=pooling_on_cpu))
         copy_state(naive_model, rewritten_model)
-        twins = [copy.deepcopy(naive_model)] if repeats else []
+        twins = [duplicate(naive_model)] if repeats else []
         eager, *again, rewritten = (_Trainee(model, amp, device) for model in (naive_model, *twins, rewritten_model))
         for number in range(steps):
             batch = batches[number % len(batches)]

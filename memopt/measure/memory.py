@@ -231,10 +231,9 @@ def _seconds(step: TrainingStep, device: torch.device, steps: int | None) -> lis
     """Of each step."""
     if device.type == "cuda":
         return [_cuda_seconds(step, device) for _ in range(CUDA_STEPS if steps is None else steps)]
+    least, most = (CPU_STEPS, MOST_CPU_STEPS) if steps is None else (steps, steps)
     seconds: list[float] = []
-    while len(seconds) < (CPU_STEPS if steps is None else steps) or (
-        steps is None and len(seconds) < MOST_CPU_STEPS and sum(seconds) < 1.0
-    ):
+    while len(seconds) < least or (len(seconds) < most and sum(seconds) < 1.0):
         seconds.append(_cpu_seconds(step, device))
     return seconds
 

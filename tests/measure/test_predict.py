@@ -1,4 +1,3 @@
-import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from densenet_models.bc import DenseNet
 from memopt.measure import GPU, PredictionError, measure_step, predict_step
 from memopt.measure.predict import make_fake, predict
 from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS
+from tests.bench.scripts import load
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -71,17 +71,13 @@ def test_both_workspaces_of_blas_are_allocated_before_the_step(make_tiny, images
     assert working.activation_peak_bytes == plain.activation_peak_bytes
 
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results"
+newest = load("rows_table").newest
 
 
 def measured_reserved_bytes(variant: str) -> int:
     """Of DenseNet-BC-100 at batch 64, on the GPU that the committed row names."""
-    for folder in (RESULTS, RESULTS / "earlier"):
-        with (folder / "train_step.csv").open(newline="") as file:
-            rows = [r for r in csv.DictReader(file) if (r["table"], r["variant"]) == ("bc100-64", variant)]
-        if rows:
-            return int(rows[0]["peak_reserved_bytes"])
-    raise LookupError(variant)
+    (row,) = (r for r in newest("train_step.csv", "bc100-64", variant) if r["variant"] == variant)
+    return int(row["peak_reserved_bytes"])
 
 
 @pytest.mark.parametrize("variant", ["fast layer", "fast layer, expandable segments", "exact layer"])
