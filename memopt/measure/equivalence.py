@@ -225,16 +225,16 @@ class _Tally:
 def put_back(model: nn.Module) -> Iterator[None]:
     """Start with gradients None; restore parameters, buffers and gradients afterwards."""
     state = _state(model)
-    before = {name: tensor.detach().clone() for name, tensor in state.items()}
+    before = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in state.items()}
+    _copy_all(list(state.values()), list(before.values()))
     gradients = [(tensor, tensor.grad) for tensor in state.values() if isinstance(tensor, nn.Parameter)]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in _state(model).items():
-                tensor.copy_(before[name])
+        now = _state(model)
+        _copy_all([before[name] for name in now], list(now.values()))
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
@@ -254,9 +254,14 @@ def copy_state(source: nn.Module, destination: nn.Module) -> None:
     if wanted.keys() != present.keys():
         names = ", ".join(sorted(wanted.keys() ^ present.keys())[:5])
         raise ValueError(f"The two models do not have the same parameters and buffers: {names}. Compare copies of one.")
-    with torch.no_grad():
-        for name, tensor in present.items():
-            tensor.copy_(wanted[name])
+    _copy_all([wanted[name] for name in present], list(present.values()))
+
+
+@torch.no_grad()
+def _copy_all(sources: list[torch.Tensor], destinations: list[torch.Tensor]) -> None:
+    """One operator for all tensors: deep networks have thousands, and each call its price."""
+    if destinations:
+        torch._foreach_copy_(destinations, sources)
 
 
 def _fresh_inputs(batch: Inputs, *, wants_gradient: bool) -> tuple[list[torch.Tensor], Inputs]:

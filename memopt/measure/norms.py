@@ -1,7 +1,7 @@
 """L2 norms of many tensors at once, and errors as ratios of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -9,6 +9,9 @@ _ROUNDINGS = 5e-7
 """Relative errors below a handful of roundings of float32 count as this: there the order of any sum decides."""
 _KINKED = 4.0
 """An error of eager's that roundings of its weights make so many times larger is what kinks make of roundings."""
+
+_AT_ONCE = 2**24
+"""Elements of tensors that are subtracted at once: 128 MiB in float64."""
 
 
 class Norms:
@@ -23,15 +26,15 @@ class Norms:
     """
 
     def __init__(
-        self, exact: Sequence[torch.Tensor], eagers: Sequence[Sequence[torch.Tensor]], fused: Sequence[torch.Tensor]
+        self, exact: list[torch.Tensor], eagers: Sequence[list[torch.Tensor]], fused: list[torch.Tensor]
     ) -> None:
         self.exact = norms(exact)
         self._eager_and_fused = eagers[0], fused
-        first, *others = (norms(a - b for a, b in zip(eager, exact, strict=True)) for eager in eagers)
+        first, *others = (apart(eager, exact) for eager in eagers)
         most = [max(errors) for errors in zip(first, *others, strict=True)]
         pairs = zip(first, most, strict=True)
         self._own = [large if large > _KINKED * own else own for own, large in pairs]
-        self._other = norms(a - b for a, b in zip(fused, exact, strict=True))
+        self._other = apart(fused, exact)
 
     def ratio(self, which: Sequence[int] | None = None, *, least: float = 0.0) -> float:
         """Fused error over eager's, either no smaller than roundings of the whole, or of a norm of `least`."""
@@ -47,15 +50,41 @@ class Norms:
         return 1.0 if same else math.inf
 
 
-def largest_relative(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+def largest_relative(reference: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """The largest norm of a difference over that of its reference."""
-    apart = norms(b - a for a, b in zip(reference, other, strict=True))
-    pairs = zip(apart, norms(reference), strict=True)
+    pairs = zip(apart(other, reference), norms(reference), strict=True)
     return max([0.0, *(difference / max(norm, 1e-300) for difference, norm in pairs if difference)])
 
 
-def norms(tensors: Iterable[torch.Tensor]) -> list[float]:
+def norms(tensors: list[torch.Tensor]) -> list[float]:
     """In float64."""
-    found = [torch.linalg.vector_norm(t.double()) for t in tensors]
-    values: list[float] = torch.stack(found).tolist() if found else []
+    return _read(_norms(tensors[some]) for some in _batches(tensors))
+
+
+def apart(tensors: list[torch.Tensor], reference: list[torch.Tensor]) -> list[float]:
+    """L2 norms of the differences of two lists of tensors, pair by pair."""
+    pairs = ((tensors[some], reference[some]) for some in _batches(reference))
+    return _read(_norms(torch._foreach_sub(a, b)) for a, b in pairs)
+
+
+def _batches(tensors: list[torch.Tensor]) -> Iterator[slice]:
+    """Parts of a list of tensors of at most so many elements each, for what is made of all of a part at once."""
+    start = elements = 0
+    for stop, tensor in enumerate(tensors):
+        if elements and elements + tensor.numel() > _AT_ONCE:
+            yield slice(start, stop)
+            start, elements = stop, 0
+        elements += tensor.numel()
+    if tensors:
+        yield slice(start, len(tensors))
+
+
+def _norms(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> Sequence[torch.Tensor]:
+    # An operator for many tensors: deep networks have thousands, and each call its price.
+    return torch._foreach_norm(tensors, dtype=torch.float64)
+
+
+def _read(found: Iterable[Sequence[torch.Tensor]]) -> list[float]:
+    scalars = [norm for some in found for norm in some]
+    values: list[float] = torch.stack(scalars).tolist() if scalars else []
     return values

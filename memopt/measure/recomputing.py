@@ -179,9 +179,9 @@ class _Again:
 
     def _tensors(self, values: Any) -> Any:
         """A list of arguments, with tensors in place of values; a concat's are many, so no tree is built of them."""
-        if isinstance(values, (_Kept, _Computed)):
-            return self._compute(values)
-        return [self._tensors(value) for value in values] if isinstance(values, list) else values
+        if isinstance(values, list):
+            return [value.tensor if type(value) is _Kept else self._tensors(value) for value in values]
+        return self._compute(values) if isinstance(values, (_Kept, _Computed)) else values
 
 
 def _most_steps(values: Any) -> int:

@@ -27,9 +27,11 @@ OWN = ("workspace_bytes", "gpu", "torch", "cudnn")
 FIELDS = (*(field.name for field in fields(ConvolutionCall)), *OWN)
 
 
-BATCHES = (8, 16, 32, 64, 96, 128, 256)
-SMALL_BATCHES = (1, 2, 4, 8)
+BATCHES = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 192, 256)
+SMALL_BATCHES = (1, 2, 3, 4, 8)
 """Of volumes."""
+SIDES = (192, 256, 320)
+"""Of images beside the usual 224."""
 
 
 def usual() -> Iterator[tuple[str, Work]]:
@@ -48,9 +50,15 @@ def usual() -> Iterator[tuple[str, Work]]:
             yield f"{make.__name__} {batch}", Work(make, shape)
             yield f"{make.__name__} bf16 {batch}", Work(make, shape, torch.bfloat16)
             yield f"{make.__name__} bf16 channels-last {batch}", Work(make, shape, torch.bfloat16, channels_last=True)
-        yield f"signal {batch}", Work(signal.DenseNet, (batch, 12, 4096))
+        for length in (2048, 4096, 5000, 8192)[: 4 if batch <= 64 else 2]:
+            yield f"signal {batch} {length}", Work(signal.DenseNet, (batch, 12, length))
+    for batch in (16, 32, 64):
+        for side in SIDES:
+            shape = (batch, 3, side, side)
+            yield f"densenet121 {batch} {side}", Work(bc.densenet121, shape)
+            yield f"densenet121 bf16 {batch} {side}", Work(bc.densenet121, shape, torch.bfloat16)
     for batch in SMALL_BATCHES:
-        for side in (48, 64, 96):
+        for side in (48, 64, 80, 96):
             yield f"volumetric {batch} {side}", Work(volumetric.DenseNet, (batch, 1, side, side, side))
 
 

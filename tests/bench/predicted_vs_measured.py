@@ -67,13 +67,19 @@ WORKS = {
     "volumetric, small batch": Work(volumetric.DenseNet, (2, 1, 48, 48, 48)),
     "signal": Work(signal.DenseNet, (64, 12, 4096)),
     "volumetric, tiny": Work(volumetric.DenseNet, (4, 1, 48, 48, 48)),
-    "DenseNet-BC-76": Work(lambda: bc.DenseNet(depth=76), (112, 3, 32, 32), held_out=True),
-    "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (80, 3, 32, 32), held_out=True),
-    "densenet169": Work(bc.densenet169, (20, 3, 224, 224), held_out=True),
-    "densenet121, autocast": Work(bc.densenet121, (40, 3, 192, 192), torch.bfloat16, held_out=True),
-    "growing": Work(growing.DenseNet, (112, 3, 32, 32), held_out=True),
-    "volumetric": Work(volumetric.DenseNet, (3, 1, 80, 80, 80), held_out=True),
-    "signal, long": Work(signal.DenseNet, (48, 12, 6000)),  # showed that inputs of 1-D convolutions are copied
+    "DenseNet-BC-76": Work(lambda: bc.DenseNet(depth=76), (112, 3, 32, 32)),
+    "DenseNet-BC-160": Work(lambda: bc.DenseNet(depth=160), (80, 3, 32, 32)),
+    "densenet169": Work(bc.densenet169, (20, 3, 224, 224)),
+    "densenet121, autocast": Work(bc.densenet121, (40, 3, 192, 192), torch.bfloat16),
+    "growing": Work(growing.DenseNet, (112, 3, 32, 32)),
+    "volumetric": Work(volumetric.DenseNet, (3, 1, 80, 80, 80)),
+    "signal, long": Work(signal.DenseNet, (48, 12, 6000)),
+    "DenseNet-BC-124": Work(lambda: bc.DenseNet(depth=124), (72, 3, 32, 32), held_out=True),
+    "densenet169, other batch": Work(bc.densenet169, (28, 3, 224, 224), held_out=True),
+    "densenet121, autocast, other images": Work(bc.densenet121, (36, 3, 208, 208), torch.bfloat16, held_out=True),
+    "growing, other batch": Work(growing.DenseNet, (100, 3, 32, 32), held_out=True),
+    "volumetric, other volumes": Work(volumetric.DenseNet, (3, 1, 72, 72, 72), held_out=True),
+    "signal, other length": Work(signal.DenseNet, (56, 12, 5000), held_out=True),
 }
 """Changing the input, the model or the dtype of a held-out row keeps it held out; fitting something to it does not."""
 

@@ -36,8 +36,13 @@ def record(function: Callable[[list[torch.Tensor]], Results], externals: Sequenc
     Raises:
         NotTapedError: it uses a tensor from elsewhere, or the value of one.
     """
-    with _disable_current_modes(), FakeTensorMode() as mode, torch.no_grad():
-        fakes = [torch.empty_strided(size, stride, dtype=d, device=where) for d, where, size, stride in externals]
+    with _disable_current_modes(), torch.no_grad():
+        metas = [torch.empty_strided(size, stride, dtype=d, device="meta") for d, _, size, stride in externals]
+        mode = FakeTensorMode()
+        fakes: list[torch.Tensor] = [
+            FakeTensor(mode, meta, device) for meta, (_, device, *_) in zip(metas, externals, strict=True)
+        ]
+    with _disable_current_modes(), mode, torch.no_grad():
         recorder = _Recorder(mode, fakes)
         try:
             with recorder:
