@@ -7,8 +7,9 @@ dense network is linear in its depth, and the bits are eager's. Nothing of captu
 which is why they can be judged by it.
 """
 
+import operator
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeAlias
@@ -87,6 +88,7 @@ class _Recomputing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._computed: WeakKeyDictionary[torch.UntypedStorage, dict[_Geometry, _Computed]] = WeakKeyDictionary()
         # Alive as long as what was computed from them; by storage, to find them when that is written to.
         self._kept: dict[int, WeakValueDictionary[_Geometry, _Kept]] = {}
+        self._parts = _Parts()
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | _Computed:
         """What autograd saves in place of a tensor."""
@@ -109,9 +111,11 @@ class _Recomputing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if (func.is_view or func._schema.is_mutable) and self._known(args[0]) is None:
             return None  # of a tensor that is kept, both are kept too
-        values = [self._values(argument) for argument in args]
         if func is _aten.cat.default:
+            values: list[Any] = [self._parts.find(args[0], self._values), *args[1:]]
             values[0] = _flat(values)
+        else:
+            values = [self._values(argument) for argument in args]
         computed = _Computed(func, values, kwargs)
         return computed if computed.steps <= MOST_STEPS else None
 
@@ -139,9 +143,43 @@ class _Recomputing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, tensor: torch.Tensor) -> None:
         """A storage is about to be written to: who needs what it holds now gets a copy."""
         storage = tensor.untyped_storage()
+        self._parts.forget(storage._cdata)
         self._computed.pop(storage, None)
         for kept in self._kept.pop(storage._cdata, {}).values():
             kept.tensor = kept.tensor.clone()
+
+
+class _Parts:
+    """The parts of the latest concat: most begin with those of the one before, of which a deep network has thousands.
+
+    It keeps them alive, which the network itself does until its next concat.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._values: list[Any] = []
+        self._storages: set[int] = set()
+
+    def find(self, tensors: Sequence[torch.Tensor], value_of: Callable[[torch.Tensor], _Value]) -> list[_Value]:
+        """A value for each tensor."""
+        known = len(self._tensors)
+        if known > len(tensors) or not all(map(operator.is_, self._tensors, tensors)):
+            self.clear()
+            known = 0
+        new = tensors[known:]
+        self._tensors += new
+        self._values += map(value_of, new)
+        self._storages.update(t.untyped_storage()._cdata for t in new if t.layout is torch.strided)
+        return self._values[:]
+
+    def forget(self, storage: int) -> None:
+        """It is about to be written to."""
+        if storage in self._storages:
+            self.clear()
+
+    def clear(self) -> None:
+        """Know no parts."""
+        self._tensors, self._values, self._storages = [], [], set()
 
 
 class _Again:

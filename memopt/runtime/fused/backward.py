@@ -11,6 +11,7 @@ from memopt.runtime.kernels.feature_gradient import feature_gradient
 from memopt.runtime.kernels.finish_norm import finish_norm
 from memopt.runtime.kernels.language import KINDS
 from memopt.runtime.kernels.norm_act_backward import norm_act_backward
+from memopt.runtime.memory_format import with_strides_of_ones
 from memopt.runtime.rows import empty_pair, empty_rows, image_of, rows_of, zero_arena, zero_pair
 
 Results = dict[int, torch.Tensor]
@@ -164,7 +165,8 @@ class Backward:
         assert x_grad is not None
         for place, gradient in zip(places, own, strict=True):
             if place is not None and gradient is not None:
-                self._give(place, _strided_like(gradient, self.parameters[place]))
+                # DistributedDataParallel compares all strides, also those that say nothing.
+                self._give(place, with_strides_of_ones(gradient, self.parameters[place].stride()))
         return x_grad
 
     def _dense_norm(
@@ -296,12 +298,3 @@ class Backward:
     def _give(self, place: int | None, gradient: torch.Tensor | None) -> None:
         if place is not None and gradient is not None and ~place in self.call.requires_grad:
             self.parameter_grads[place] = gradient
-
-
-def _strided_like(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A gradient with its parameter's strides where only those of sizes of one differ, as a 1×1 convolution's do if it
-    ran channels-last: DistributedDataParallel compares them all."""
-    lies = zip(gradient.size(), gradient.stride(), parameter.stride(), strict=True)
-    if gradient.stride() == parameter.stride() or any(size > 1 and own != wanted for size, own, wanted in lies):
-        return gradient
-    return gradient.as_strided(parameter.size(), parameter.stride(), gradient.storage_offset())

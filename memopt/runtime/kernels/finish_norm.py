@@ -119,7 +119,7 @@ def launch(
     _, channels, count = sums.shape
     rows = 1 if gradient is None else outer(len(gradient))
     columns = parts.shape[2] // rows if parts is not None and parts.dim() == 4 else 0
-    size = 0 if parts is None or gradient is None else parts[0].numel()
+    size = 0 if parts is None or gradient is None else parts.numel() // len(parts)
     strides = (0, 0, 0) if gradient is None else gradient.stride()
     chosen = tiles.partial_sums()
     weight_tiles = tiles.cdiv(size, chosen.inner)

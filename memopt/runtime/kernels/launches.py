@@ -4,6 +4,7 @@ Triton works out at every launch which compiled variant fits its arguments. Wher
 are known to be the same again, only the addresses differ.
 """
 
+import math
 import os
 import threading
 from collections import deque
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from memopt.runtime.kernels.driver import Driver, packed, size_of
+from memopt.runtime.kernels.driver import packed, size_of
 from memopt.runtime.kernels.language import triton
 
 _local = threading.local()
@@ -41,6 +42,54 @@ def observed() -> Iterator[list[Launched]]:
         _local.launches = None
 
 
+class Outline:
+    """What a launch asks of a tensor, without its data: kernels are chosen by that alone.
+
+    Args:
+        dtype, shape, stride: of the tensor.
+        offset_bytes: how far into its buffer it begins.
+    """
+
+    __slots__ = ("_offset_bytes", "_stride", "dtype", "shape")
+
+    device = torch.device("meta")
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], offset_bytes: int) -> None:
+        self.dtype, self.shape, self._stride, self._offset_bytes = dtype, shape, stride, offset_bytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Elements from one to the next."""
+        return self._stride if dim is None else self._stride[dim]
+
+    def storage_offset(self) -> int:
+        """Elements."""
+        return self._offset_bytes // self.dtype.itemsize
+
+    def data_ptr(self) -> int:
+        """Aligned as the address will be."""
+        return self._offset_bytes
+
+    def dim(self) -> int:
+        """How many dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """How many elements."""
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize
+
+    def tensor(self) -> torch.Tensor:
+        """A meta tensor that lies like that."""
+        base = torch.empty(0, dtype=self.dtype, device=self.device)
+        return base.as_strided(self.shape, self._stride, self.storage_offset())
+
+
 class Kernel:
     """A kernel in Triton's language, launched as Triton launches it: `kernel[grid](*arguments, **constants)`."""
 
@@ -53,7 +102,8 @@ class Kernel:
             if compiling is not None:
                 variant = self, *map(_kind, arguments), *constants.items()
                 if variant not in compiling:
-                    compiling[variant] = self.jit.warmup(*arguments, grid=grid, **constants)
+                    tensors = [a.tensor() if isinstance(a, Outline) else a for a in arguments]
+                    compiling[variant] = self.jit.warmup(*tensors, grid=grid, **constants)
                 return
             compiled = self.jit[grid](*arguments, **constants)
             launches = getattr(_local, "launches", None)
@@ -98,7 +148,7 @@ def compile_ahead(launches: Iterable[Callable[[], None]]) -> None:
     """Compile what launches need, several kernels at a time, and launch nothing.
 
     Args:
-        launches: they may be given tensors without data. What cannot be compiled is left for the launch to say.
+        launches: they may be given an `Outline` for a tensor. What cannot be compiled is left for the launch to say.
     """
     mode = getattr(triton, "AsyncCompileMode", None)
     if mode is None:
@@ -159,8 +209,13 @@ class Packed:
     parameters: tuple[Address | int, ...]
 
 
-def pack(launch: Relaunch, driver: Driver) -> Packed | None:
-    """The launch for the driver; None where the compiled function is not as this expects."""
+def pack(launch: Relaunch, sizes: list[int] | None) -> Packed | None:
+    """The launch for the driver; None where the compiled function is not as this expects.
+
+    Args:
+        launch: through Triton.
+        sizes: bytes of each parameter, as the driver says; None where it does not.
+    """
     compiled, metadata = launch.compiled, launch.compiled.metadata
     extras = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
     if metadata.num_ctas != 1 or any(getattr(metadata, name, 0) for name in extras):
@@ -168,7 +223,6 @@ def pack(launch: Relaunch, driver: Driver) -> Packed | None:
     kinds = list(compiled.src.signature.values())
     pairs = [(k, a) for k, a in zip(kinds, launch.arguments, strict=True) if k != "constexpr"]
     parameters = [a if isinstance(a, Address) else packed(k, a) for k, a in pairs]
-    sizes = driver.parameter_sizes(compiled.function)
     expected = [size_of(kind) for kind, _ in pairs]
     # Behind its parameters Triton has two addresses of its own, of scratch that these kernels do not use.
     if sizes is None or sizes[: len(expected)] != expected or set(sizes[len(expected) :]) - {8}:

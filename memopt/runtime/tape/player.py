@@ -34,6 +34,7 @@ class Tape:
         self._kept = tuple(dict.fromkeys(at.buffer for at in self._saved))
         self._lock = threading.Lock()
         self._bursts: list[Step] | None = None
+        self._played = False
         self._compiling: Future[None] | None = None
 
     def play(self, externals: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], list[torch.Tensor]]:
@@ -48,25 +49,23 @@ class Tape:
         outputs = [None if at is None else now.tensor(at) for at in self._outputs]
         return outputs, [now.buffer(number) for number in self._kept]
 
-    def compile_soon(self, device: torch.device) -> None:
+    def compile_soon(self, device: torch.device) -> Future[None]:
         """Have all kernels of the tape compiled at once in the background, which it would otherwise do one after
         another as it first plays."""
         if self._compiling is None:
             starts = [step for step in self._steps if isinstance(step, Start)]
             self._compiling = compile_soon((step.compile for step in starts), device)
+        return self._compiling
 
     def _play_by_address(self, now: Now) -> None:
-        if self._bursts is not None:
-            for step in self._bursts:
-                step.run(now)
-            return
-        self.compile_soon(now.device)
-        if self._compiling is not None:
-            self._compiling.result()
-        for step in self._steps:
+        if self._bursts is None and self._played:
+            driver = cuda_driver()  # not at first: many a tape is played but once, to verify
+            self._bursts = self._steps if driver is None else in_bursts(self._steps, driver)
+        if not self._played:
+            self.compile_soon(now.device).result()
+        for step in self._bursts or self._steps:
             step.run(now)
-        driver = cuda_driver()  # now it is known what each operator launches
-        self._bursts = self._steps if driver is None else in_bursts(self._steps, driver)
+        self._played = True  # now it is known what each operator launches
 
     def saved(self, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
         """What the recorded function kept, of the buffers that `play` returned."""

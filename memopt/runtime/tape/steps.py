@@ -2,13 +2,14 @@
 
 from array import array
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from memopt.runtime.kernels.driver import Driver, cuda_driver
-from memopt.runtime.kernels.launches import Address, Launched, Packed, Relaunch, observed, pack
+from memopt.runtime.kernels.launches import Address, Launched, Outline, Packed, Relaunch, observed, pack
 from memopt.runtime.kernels.library import LAUNCHES
 from memopt.runtime.tape.burst import Burst
 from memopt.runtime.tape.layout import Layout
@@ -256,6 +257,7 @@ def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
     result: list[Step] = []
     launches: list[Packed] = []
     dead: list[int] = []
+    sizes = cache(driver.parameter_sizes)  # a function is launched for many layers
 
     def close() -> None:
         if launches:
@@ -268,7 +270,7 @@ def in_bursts(steps: list[Step], driver: Driver) -> list[Step]:
             close()
             result.append(step)
             continue
-        made = [pack(launch, driver) for launch in step.launches or ()]
+        made = [pack(launch, sizes(launch.compiled.function)) for launch in step.launches or ()]
         if None in made or step.launches is None:
             return steps
         launches += [one for one in made if one is not None]
@@ -284,10 +286,9 @@ def _holds_places(argument: Any) -> bool:
 
 
 def _without_data(argument: Any) -> Any:
-    """A meta tensor that lies as `At` says; another argument as it is."""
+    """The outline of a tensor that lies as `At` says; another argument as it is."""
     if isinstance(argument, At):
-        base = torch.empty(0, dtype=argument.dtype, device="meta")
-        return base.as_strided(argument.size, argument.stride, argument.bytes // argument.dtype.itemsize)
+        return Outline(argument.dtype, argument.size, argument.stride, argument.bytes)
     if isinstance(argument, (list, tuple)):
         return type(argument)(_without_data(item) for item in argument)
     return argument

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from memopt.runtime import kernels
 from memopt.runtime.kernels import tiles
+from memopt.runtime.kernels.launches import Kernel, Outline
 from memopt.runtime.kernels.library import LAUNCHES
 from memopt.runtime.kernels.norm_act_conv_backward import part_count as conv_part_count
 from memopt.runtime.kernels.norm_act_conv_weight import parts_size
@@ -96,6 +97,41 @@ def check(name: str, tolerance: float, without: str | None = None, **options: An
 def test_every_operator_has_a_case() -> None:
     files = {path.stem for path in Path(kernels.__path__[0]).glob("*.py") if "define(" in path.read_text()}
     assert set(CASES) == set(LAUNCHES) == files - {"library"}
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_an_outline_starts_what_its_tensor_does(
+    name: str, shape: Shape, allow_tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outlined(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return Outline(value.dtype, value.shape, value.stride(), value.storage_offset() * value.element_size())
+
+    def started(arguments: list[Any]) -> Any:
+        seen: list[Any] = []
+
+        def at(kernel: Kernel, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launch(*given: Any, **constants: Any) -> None:
+                tensors = [a.tensor() if isinstance(a, Outline) else a for a in given]
+                seen.append((kernel, grid, [_as_launched(a) for a in tensors], constants))
+
+            return launch
+
+        monkeypatch.setattr(Kernel, "__getitem__", at)
+        launcher(name)(*arguments)
+        return seen
+
+    values = list(make(name, shape, allow_tf32=allow_tf32).values())
+    assert started([outlined(value) for value in values]) == started(values) != []
+
+
+def _as_launched(argument: Any) -> Any:
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    return argument.dtype, argument.shape, argument.stride(), argument.storage_offset()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

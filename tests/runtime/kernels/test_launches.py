@@ -188,7 +188,7 @@ def test_triton_is_handed_addresses() -> None:
 
 def test_the_driver_is_handed_addresses_and_values() -> None:
     driver = Driver(SIZES)
-    packed = pack(relaunch(), driver)
+    packed = pack(relaunch(), SIZES)
     assert packed is not None
     burst = Burst([packed, packed], driver)
     for stream, addresses in ((5, [1000, 0, 3000]), (6, [2**40, 0, 8])):
@@ -212,12 +212,12 @@ def test_the_driver_is_handed_addresses_and_values() -> None:
     ids=str,
 )
 def test_what_is_not_as_expected_is_left_to_triton(metadata: dict[str, Any], sizes: list[int] | None) -> None:
-    assert pack(relaunch(**metadata), Driver(sizes)) is None
+    assert pack(relaunch(**metadata), sizes) is None
 
 
 def test_parameters_lie_where_the_driver_reads_them_whatever_the_default_device() -> None:
     driver = Driver(SIZES)
-    packed = pack(relaunch(), driver)
+    packed = pack(relaunch(), SIZES)
     assert packed is not None
     with torch.device("meta"):
         burst = Burst([packed], driver)
@@ -227,7 +227,7 @@ def test_parameters_lie_where_the_driver_reads_them_whatever_the_default_device(
 
 def test_a_refused_launch_is_an_error() -> None:
     driver = Driver(SIZES, code=700)
-    packed = pack(relaunch(), driver)
+    packed = pack(relaunch(), SIZES)
     assert packed is not None
     with pytest.raises(RuntimeError, match="error 700"):
         Burst([packed], driver).run(0, torch.tensor([0, 0, 0]))
