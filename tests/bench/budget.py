@@ -13,7 +13,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ import torch
 from provenance import provenance
 from results_file import append_rows
 from torch import nn
-from train_step import DEVICE, TABLES, VARIANTS, profiled
+from train_step import DEVICE, TABLES, VARIANTS, measure
 
 import memopt
 from memopt.errors import BudgetError
-from memopt.measure.memory import leave, measure_step
+from memopt.measure.memory import leave
 from memopt.measure.predict import predict_step
 
 FIELDS = (
     "table", "numerics", "variant", "budget_bytes", "predicted_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
     "planned_seconds", "step_seconds", "gpu_seconds", "gpu", "torch", "commit", "date",
 )  # fmt: skip
+MEASURED = ("peak_allocated_bytes", "peak_reserved_bytes", "step_seconds", "gpu_seconds")
 POINTS = 20
 RIVALS = (
     "naive", "checkpointed", "torch.compile", "torch.compile memory budget 0.5", "torch.compile memory budget 0",
@@ -68,16 +68,12 @@ def rows(
 
     def measured(variant: str, change: Callable[[nn.Module], nn.Module], **more: Any) -> dict[str, Any]:
         def make() -> nn.Module:
-            return change(work.make().to(DEVICE))
+            with DEVICE:  # where weights are drawn sooner
+                return change(work.make())
 
-        if "compile" in variant:
-            make = cache(make)  # compiling takes minutes
-        ours = variant == "budget"
-        figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if ours else leave)
-        gpu_seconds, _ = profiled(make, inputs, work.amp)
-        taken = {name: getattr(figures, name) for name in FIELDS if hasattr(figures, name)}
-        row = {"table": table, "numerics": numerics, "variant": variant, "gpu_seconds": gpu_seconds}
-        return dict.fromkeys(FIELDS) | row | taken | more | provenance()
+        figures = measure(make, inputs, work.amp)
+        row = {"table": table, "numerics": numerics, "variant": variant}
+        return dict.fromkeys(FIELDS) | row | {key: figures[key] for key in MEASURED} | more | provenance()
 
     for rival in rivals:
         if time.monotonic() > deadline:

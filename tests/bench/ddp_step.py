@@ -2,8 +2,9 @@
 
     PYTHONPATH=. torchrun --standalone --nproc-per-node=2 tests/bench/ddp_step.py --out tests/bench/results/ddp_step.csv
 
-One row per case, the figures of its worst GPU: memory of one step, time of a step (median of some runs of several), and
-the loss after some steps with deterministic cuDNN, averaged over the ranks, which must not depend on the variant.
+One row per case, the figures of its worst GPU: memory of one step, time of a step (median and quickest of some runs of
+several; a host that others share only ever makes a run slower), and the loss after some steps with deterministic cuDNN,
+averaged over the ranks, which must not depend on the variant.
 `activation_peak_bytes` is what a step allocates beyond what is there between steps with gradients None: DDP's buckets
 are there, as gradients are. With one rank, rank 0 works alone in a group of its own. The run stops by itself before
 `--seconds` and keeps the rows that it has; rows already in the file are not measured again. On a machine without GPUs
@@ -39,7 +40,7 @@ from memopt.measure.step import TrainingStep, seeded
 from memopt.measure.tracker import StorageTracker
 
 LOSS_STEPS, WARMUP = 5, 3
-RUNS, STEPS = 5, 5
+RUNS, STEPS = 8, 5
 """Steps are timed several in a row, as a training loop makes them: the processor may run ahead of the GPU."""
 GRACE_SECONDS = 30.0
 """After the deadline: the case in hand may end, a hung one is left."""
@@ -90,7 +91,8 @@ class Case:
 
 FIELDS = (
     "work", "parallel", "norm", "variant", "ranks", "batch", "activation_peak_bytes", "peak_allocated_bytes",
-    "peak_reserved_bytes", "retained_bytes", "step_seconds", "final_loss", "gpu", "torch", "commit", "date",
+    "peak_reserved_bytes", "retained_bytes", "step_seconds", "quickest_step_seconds", "final_loss", "gpu", "torch",
+    "commit", "date",
 )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ class Bench:
             self._forget_reserved()  # what deterministic kernels took is not the step's
             for _ in range(WARMUP):
                 step.run()
-            seconds = statistics.median(self._seconds(step) for _ in range(RUNS))
+            seconds = [self._seconds(step, case) for _ in range(RUNS)]
             figures = observe_step(step, ledger, memopt.remove if case.variant.startswith("memopt") else leave)
             reserved = ledger.peak_reserved_bytes if on_cuda else None
         del step
@@ -167,7 +169,8 @@ class Bench:
             "peak_allocated_bytes": figures.peak_allocated_bytes,
             "peak_reserved_bytes": reserved,
             "retained_bytes": figures.retained_bytes,
-            "step_seconds": seconds,
+            "step_seconds": statistics.median(seconds),
+            "quickest_step_seconds": min(seconds),
             "final_loss": losses[-1],
         }
 
@@ -196,8 +199,10 @@ class Bench:
         images = torch.randn(case.batch, *work.image, generator=generator).to(self.device)
         return TrainingStep(model, (images,))
 
-    def _seconds(self, step: TrainingStep) -> float:
-        """Wall time of a step, of several in a row."""
+    def _seconds(self, step: TrainingStep, case: Case) -> float:
+        """Wall time of a step, of several in a row that all ranks begin together."""
+        if case.ranks > 1:
+            distributed.barrier(group=self._talk)
         start = time.perf_counter()
         for _ in range(STEPS):
             step.run()

@@ -20,6 +20,7 @@ TITLES = {
 }
 FAST_LIMITS = {"bc100": 0.12, "densenet121": 0.22}
 """Activation peak per GPU, × naive."""
+QUICKEST = "quickest_step_seconds"
 HEADINGS = (
     "GPUs × images",
     "variant",
@@ -31,8 +32,9 @@ HEADINGS = (
     "loss",
 )
 LEGEND = (
-    "*Efficiency*: images per second and GPU, × those of the same variant on one GPU. Step times, and so efficiencies, "
-    "are of one run on a host that others share: from run to run they differ by up to a half.\n"
+    "*Efficiency*: images per second and GPU, × those of the same variant on one GPU, from the quickest of some "
+    "runs of several steps where rows have it: on a host that others share, medians differ by up to a half from run to "
+    "run.\n"
 )
 MARK = re.compile(r"(<!-- several gpus -->\n).*?(<!-- /several gpus -->)", re.DOTALL)
 
@@ -82,7 +84,7 @@ def efficiency(row: Row, rows: list[Row]) -> float | None:
     alone = _alone(row, rows)
     if alone is None or row["ranks"] == "1":
         return None
-    speed, speed_alone = (int(r["batch"]) / float(r["step_seconds"]) for r in (row, alone))
+    speed, speed_alone = (int(r["batch"]) / float(r.get(QUICKEST) or r["step_seconds"]) for r in (row, alone))
     return speed / speed_alone
 
 

@@ -3,9 +3,9 @@
     PYTHONPATH=. python tests/bench/measure_workspaces.py --collect    # without a GPU: which convolutions there are
     PYTHONPATH=. python tests/bench/measure_workspaces.py              # on a GPU: measure what was not, some minutes
 
-The table is `memopt/measure/workspaces.csv`: every convolution of the models that predictions are fitted to, and those
-that fused kernels leave to cuDNN in the models that are shipped, with usual batch sizes. A row that was not measured
-has no `workspace_bytes`. `--again` measures the others, too; `--out` writes the measured table elsewhere.
+The table is `memopt/measure/workspaces.csv`: every convolution of the models that predictions are compared for, and
+those that fused kernels leave to cuDNN in the models that are shipped, with usual batch sizes. A row that was not
+measured has no `workspace_bytes`. `--again` measures the others, too; `--out` writes the measured table elsewhere.
 """
 
 import argparse
@@ -63,11 +63,11 @@ def usual() -> Iterator[tuple[str, Work]]:
 
 
 def collect() -> list[dict[str, str]]:
-    """Rows of the table as it is, and one for each further convolution of the models that are not held out."""
+    """Rows of the table as it is, and one for each further convolution of the models."""
     rows = read()
     known = {tuple(row[field.name] for field in fields(ConvolutionCall)) for row in rows}
-    fitted = [(name, work, variant) for name, work in WORKS.items() if not work.held_out for variant in VARIANTS]
-    for name, work, variant in (*fitted, *((name, work, "fast layer") for name, work in usual())):
+    predicted = [(name, work, variant) for name, work in WORKS.items() for variant in VARIANTS]
+    for name, work, variant in (*predicted, *((name, work, "fast layer") for name, work in usual())):
         inputs = tuple(x.to("meta") for x in work.inputs())
         prediction = predict(work.make_model, inputs, amp=work.amp, apply=change_of(variant))
         new = [as_row(call) for call in prediction.unmeasured if tuple(as_row(call).values()) not in known]

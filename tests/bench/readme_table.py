@@ -17,15 +17,13 @@ ROOT = Path(__file__).parents[2]
 EARLIER = RESULTS / "README.md"
 EARLIER_TITLE = """# Measured at earlier commits
 
-The runtime has changed since these rows were measured: they say what was, each with its commit. Measured again, a table
-stands in the README of the project.
+What a step runs has changed since these rows were measured: they say what was, each with its commit. Measured again, a
+table stands in the README of the project.
 
 One training step (forward, cross-entropy, backward, SGD with momentum). *Activation peak*: peak allocated during the
 step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
 `torch.utils.checkpoint` around concat, norm, ReLU and bottleneck convolution, as efficient_densenet_pytorch has it.
 *GPU time*: all kernels of one step. *Step*: its time in a plain loop.
-
-![Memory budgets](budget.svg)
 """
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
@@ -165,16 +163,22 @@ def render_predicted(rows: list[Row]) -> str:
 
 
 def render_budgets(rows: list[Row]) -> str:
-    """What budgets took, of the run that the first row is of."""
-    rows = [row for row in rows if row["commit"] == rows[0]["commit"]]
+    """What budgets took: of each model the rivals, and every third budget down to the last that was measured."""
+    return "\n".join(_within_budgets(table, rows) for table in dict.fromkeys(row["table"] for row in rows))
+
+
+def _within_budgets(table: str, rows: list[Row]) -> str:
+    mine = [row for row in rows if row["table"] == table and row["commit"] == rows[0]["commit"]]
+    rivals, budgets = ([row for row in mine if (row["variant"] == "budget") is ours] for ours in (False, True))
+    last = (len(budgets) - 1) % 3
 
     def cells(row: Row) -> tuple[str, ...]:
         sizes = (mib(row[name]) for name in ("budget_bytes", "predicted_bytes", "peak_allocated_bytes"))
         return (row["variant"], *sizes, milliseconds(row["gpu_seconds"]))
 
-    title = "Within a memory budget**, DenseNet-BC-100, 64×3×32×32, fp32, fused kernels"
+    title = f"Within a memory budget**, {TITLES[table]}, fused kernels"
     headings = ("variant", "budget", "predicted peak allocated", "measured", "GPU time")
-    return markdown(title, rows, headings, map(cells, rows)) + "\n"
+    return markdown(title, [*rivals, *budgets], headings, map(cells, [*rivals, *budgets[last::3]])) + "\n"
 
 
 def render_training(rows: list[Row]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 Row = dict[str, str]
 NOTHING = "—"
 RESULTS = Path(__file__).parent / "results"
-"""Rows measured since the runtime last changed; those of earlier commits are in the folder `earlier` in it."""
+"""Rows measured since what a step runs last changed; those of earlier commits are in the folder `earlier` in it."""
 
 
 def load(path: Path) -> list[Row]:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bench.scripts import load
 from tests.composition.ranks import Ranks
 
@@ -39,7 +41,7 @@ def test_rows_of_two_processes(ranks: Ranks, tmp_path: Path) -> None:
     for naive, ours in zip(*by_variant, strict=True):
         assert naive["final_loss"] == ours["final_loss"]
         assert int(ours["activation_peak_bytes"]) < int(naive["activation_peak_bytes"])
-        assert float(ours["step_seconds"]) > 0
+        assert float(ours["step_seconds"]) >= float(ours["quickest_step_seconds"]) > 0
         assert all(ours[field] for field in ("gpu", "torch", "commit", "date"))
     assert ranks.run(tried_out, str(out), 60.0) == [0, 0]  # nothing is measured twice
 
@@ -91,8 +93,16 @@ def test_the_table_compares_with_naive_and_with_one_gpu() -> None:
     assert "| 2 × 64 | memopt fast layer | 81 MiB | 0.081 | 162 MiB | 25.0 ms | 0.80 | 2.00100 |" in text
     assert "| 2 × 32 | naive | 500 MiB | 1.000 | 1,000 MiB | 22.0 ms | 0.91 | 2.10000 |" in text
     assert "| 1 × 64 | naive | 1,000 MiB | 1.000 | 2,000 MiB | 40.0 ms | — | 2.00000 |" in text
-    assert "\n\n*Efficiency*: images per second and GPU, × those of the same variant on one GPU. " in text
+    assert "\n\n*Efficiency*: images per second and GPU, × those of the same variant on one GPU, " in text
     assert load("ddp_table").render([]) == ""
+
+
+def test_efficiency_is_of_the_quickest_runs() -> None:
+    quickest = [
+        r | {"quickest_step_seconds": s} for r, s in zip(ROWS, ("0.03", "", "", "0.04", *[""] * 3), strict=True)
+    ]
+
+    assert load("ddp_table").efficiency(quickest[3], quickest) == pytest.approx(0.75)
 
 
 def test_promises() -> None:

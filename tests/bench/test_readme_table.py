@@ -1,6 +1,5 @@
 """The README claims what the committed rows say, and each row says where it comes from."""
 
-from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -81,26 +80,11 @@ def test_two_thousand_layers_train_within_twelve_gibibytes(tables: ModuleType) -
     assert row["notes"].startswith("Verified beside the untouched model")
 
 
-def test_no_measured_peak_exceeds_its_budget_and_more_memory_costs_no_time() -> None:
-    rows = [row for row in newest("budget.csv", "bc100-64", "budget") if row["budget_bytes"]]
-    assert len(rows) >= 16
-    for row in rows:
-        assert int(row["peak_allocated_bytes"]) <= int(row["budget_bytes"])
-    falling = sorted(rows, key=lambda row: -int(row["budget_bytes"]))
-    planned = [float(row["planned_seconds"]) for row in falling]
-    assert planned == sorted(planned)
-    measured = [float(row["gpu_seconds"]) for row in falling]
-    assert all(later >= 0.99 * earlier for earlier, later in pairwise(measured))
-
-
 FALLING_SHORT = {
-    ("DenseNet-BC-160", "fast layer", "activation_peak_bytes"),
-    ("DenseNet-BC-160", "fast layer", "peak_reserved_bytes"),
-    ("densenet169", "exact concat", "peak_reserved_bytes"),
-    ("densenet121, autocast", "exact layer", "peak_reserved_bytes"),
-    ("volumetric", "exact layer", "activation_peak_bytes"),
-    ("volumetric", "fast layer", "activation_peak_bytes"),
-    ("volumetric", "fast layer", "peak_reserved_bytes"),
+    ("DenseNet-BC-124", "fast layer", "activation_peak_bytes"),
+    ("DenseNet-BC-124", "fast layer", "peak_allocated_bytes"),
+    ("densenet121, autocast, other images", "exact concat", "peak_reserved_bytes"),
+    ("signal, other length", "exact layer", "peak_reserved_bytes"),
 }
 """Figures of held-out rows that are off by 3 % and more, for workspaces that were never measured."""
 
@@ -116,9 +100,8 @@ def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
     for row in rows:
         name = row["model"], row["variant"]
         measured = row["unmeasured_workspaces"] == "0"  # every workspace of it
-        assert measured or row["held_out"] == "True" or "signal" in row["model"], name
-        assert error(row, "peak_allocated_bytes") < 0.03, name
-        for figure in ("activation_peak_bytes", "peak_reserved_bytes"):
+        assert measured or row["held_out"] == "True", name
+        for figure in ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
             promised = 0.02 if measured else 0.05 if (*name, figure) in FALLING_SHORT else 0.03
             assert error(row, figure) < promised, (name, figure)
             assert promised != 0.05 or error(row, figure) >= 0.03, "it falls short no longer"

@@ -8,10 +8,11 @@ from tests.bench.scripts import load
 
 tables = load("rows_table")
 Row = dict[str, str]
-NOISE = 0.03
+NOISE = 0.01
 """Of GPU times from run to run."""
 ANOTHER_PACE = "From separate medians, on a host that changed its pace: 0.64. In turns (below): 0.44."
-NOT_MEASURED = "Budgets were last measured for one model, with other rivals: run tests/bench/budget.py."
+NOT_ALL = "14 of 20 budgets were measured for each model: run tests/bench/budget.py."
+NOT_COMPILED = "No compiled model was measured beside these budgets: run tests/bench/budget.py."
 
 
 def steps(table: str, *variants: str) -> dict[str, Row]:
@@ -87,22 +88,34 @@ def test_every_prediction_of_the_benchmark_is_near() -> None:
         assert abs(error) < 0.03, (row["table"], row["variant"], error)
 
 
-@pytest.mark.parametrize("table", ["bc100-64", "densenet121-64"])
-@pytest.mark.xfail(strict=True, reason=NOT_MEASURED)
-def test_budgets_are_kept_and_room_is_never_slower(table: str) -> None:
+def budgets_of(table: str) -> list[Row]:
     rows = [row for row in tables.newest("budget.csv", table, "budget") if row["numerics"] == "fast"]
-    budgets = sorted((r for r in rows if r["variant"] == "budget"), key=lambda row: int(row["budget_bytes"] or 0))
-    assert len(budgets) >= 20
+    return sorted((r for r in rows if r["variant"] == "budget"), key=lambda row: int(row["budget_bytes"]))
+
+
+@pytest.mark.parametrize("table", ["bc100-64", "densenet121-64"])
+@pytest.mark.xfail(strict=True, reason=NOT_ALL)
+def test_budgets_from_what_naive_takes_down_to_the_least(table: str) -> None:
+    assert len(budgets_of(table)) >= 20
+
+
+@pytest.mark.parametrize("table", ["bc100-64", "densenet121-64"])
+def test_budgets_are_kept_and_room_is_never_slower(table: str) -> None:
+    budgets = budgets_of(table)
+    assert budgets
     assert all(int(row["peak_allocated_bytes"]) <= int(row["budget_bytes"]) for row in budgets)
     for less, more in pairwise(budgets):
+        assert float(more["planned_seconds"]) <= float(less["planned_seconds"])
         assert float(more["gpu_seconds"]) <= (1 + NOISE) * float(less["gpu_seconds"])
 
 
-@pytest.mark.parametrize("table", ["bc100-64", "densenet121-64"])
-@pytest.mark.xfail(strict=True, reason=NOT_MEASURED)
+@pytest.mark.parametrize(
+    "table",
+    ["bc100-64", pytest.param("densenet121-64", marks=pytest.mark.xfail(strict=True, reason=NOT_COMPILED))],
+)
 def test_no_rival_is_both_smaller_and_quicker_than_a_budget(table: str) -> None:
     rows = [row for row in tables.newest("budget.csv", table, "budget") if row["numerics"] == "fast"]
-    budgets = [row for row in rows if row["variant"] == "budget"]
+    budgets = budgets_of(table)
     rivals = [row for row in rows if row["variant"] != "budget"]
     assert {"checkpointed", "torch.compile"} <= {row["variant"] for row in rivals}
     for rival in rivals:

@@ -15,11 +15,12 @@ for the same step; as that takes a while and no GPU, it can be left out and fill
 
 import argparse
 import csv
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import memopt
 from densenet_models import bc
-from memopt.measure.memory import clean, leave, measure_step
+from memopt.measure.memory import CudaLedger, clean, leave, observe_step
 from memopt.measure.predict import predict_step
 from memopt.measure.step import TrainingStep, on_device, seeded
 
@@ -67,7 +68,7 @@ GRAPHED = "memopt fast layer, CUDA graph"
 EXPANDABLE = "memopt fast layer, expandable segments"
 """With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: the allocator then reserves little that it cannot use."""
 DEPTHS = (40, 100, 196, 400)
-PROFILED_STEPS = 5
+WARMUP, PROFILED_STEPS = 3, 5
 TURNS, STEPS_A_TURN = 7, 6
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
@@ -127,33 +128,68 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
         def make(change: Change = change, channels_last: bool = channels_last) -> nn.Module:
             return change(laid_out(work.make().to(DEVICE), channels_last))
 
-        if "compile" in name:
-            make = cache(make)  # compiling takes minutes: memory, times and profile are of one model
         torch.cuda.memory._set_allocator_settings(f"expandable_segments:{name == EXPANDABLE}")
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         if name == GRAPHED:
             seconds = _replayed(make, inputs, work.amp)
             yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, "step_seconds": seconds, **provenance()}
             continue
-        figures = measure_step(make, inputs, DEVICE, amp=work.amp, remove=memopt.remove if is_ours else leave)
-        gpu_seconds, kernels = profiled(make, inputs, work.amp)
-        beside = {}
-        if name != "naive" and name != EXPANDABLE and "cudnn" not in name:  # which naive runs without
-            mine, naives = in_turns((make, partial(make, leave)), inputs, work.amp)
-            beside = {"step_seconds": mine, "naive_step_seconds": naives}
+        alone = name == "naive" or name == EXPANDABLE or "cudnn" in name  # naive runs without
+        naive = None if alone else partial(make, leave)
+        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive)
         torch._dynamo.reset()
         if name == REDUCED:
-            figures = replace(figures, **dict.fromkeys(UNSEEN))
-        yield {
-            "table": table,
-            "variant": name,
-            "predicted_bytes": None,
-            **{field: getattr(figures, field) for field in FIELDS if hasattr(figures, field)},
-            **beside,
-            "gpu_seconds": gpu_seconds,
-            "kernels": kernels,
-            **provenance(),
-        }
+            measured |= dict.fromkeys(UNSEEN)
+        yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, **measured, **provenance()}
+
+
+def measure(
+    make_model: Callable[[], nn.Module],
+    inputs: tuple[torch.Tensor, ...],
+    amp: torch.dtype | None,
+    remove: Change = leave,
+    make_naive: Callable[[], nn.Module] | None = None,
+) -> dict[str, Any]:
+    """Figures of a training step by their fields, all of one model: building it takes longer than measuring it.
+
+    Args:
+        make_model, inputs, amp: of the step.
+        remove: takes memopt off.
+        make_naive: the model to take turns with, if any.
+    """
+    clean(DEVICE)
+    ledger = CudaLedger(DEVICE)
+    with seeded(0, DEVICE):
+        step = TrainingStep(make_model().to(DEVICE), on_device(inputs, DEVICE), amp)
+        for _ in range(WARMUP):
+            step.run()
+        figures = observe_step(step, ledger)
+        reserved_bytes = ledger.peak_reserved_bytes
+        seconds = statistics.median(_loop_seconds(step) for _ in range(TURNS))
+        gpu_seconds, kernels = profiled(step)
+        beside: dict[str, float] = {}
+        if make_naive is not None:
+            naive = TrainingStep(make_naive().to(DEVICE), on_device(inputs, DEVICE), amp)
+            seconds, beside["naive_step_seconds"] = in_turns((step, naive))
+            del naive
+            gc.collect()
+    kept_bytes = ledger.current_bytes
+    remove(step.model)
+    gc.collect()
+    retained_bytes = kept_bytes - ledger.current_bytes
+    del step
+    clean(DEVICE)
+    return {
+        "activation_peak_bytes": figures.activation_peak_bytes + retained_bytes,
+        "peak_allocated_bytes": figures.peak_allocated_bytes,
+        "peak_reserved_bytes": reserved_bytes,
+        "saved_bytes": figures.saved_bytes,
+        "retained_bytes": retained_bytes,
+        "step_seconds": seconds,
+        "gpu_seconds": gpu_seconds,
+        "kernels": kernels,
+        **beside,
+    }
 
 
 def laid_out(thing: Any, channels_last: bool) -> Any:
@@ -214,45 +250,36 @@ def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, .
     return statistics.median(seconds)
 
 
-def in_turns(
-    makes: Sequence[Callable[[], nn.Module]], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None
-) -> list[float]:
+def in_turns(steps: Sequence[TrainingStep]) -> list[float]:
     """Median seconds of a step of each model, a few steps of one after a few of the other."""
-    with seeded(0, DEVICE):
-        steps = [TrainingStep(make(), on_device(inputs, DEVICE), amp) for make in makes]
-        seconds: list[list[float]] = [[] for _ in steps]
-        for turn in range(1 + TURNS):  # the first warms up
-            for step, own in zip(steps, seconds, strict=True):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(STEPS_A_TURN):
-                    step.run()
-                torch.cuda.synchronize()
-                own += [(time.perf_counter() - start) / STEPS_A_TURN] if turn else []
-    del step, steps
-    clean(DEVICE)
+    seconds: list[list[float]] = [[] for _ in steps]
+    for turn in range(1 + TURNS):  # the first warms up
+        for step, own in zip(steps, seconds, strict=True):
+            taken = _loop_seconds(step)
+            own += [taken] if turn else []
     return [statistics.median(own) for own in seconds]
 
 
-def profiled(
-    make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None
-) -> tuple[float, int]:
+def _loop_seconds(step: TrainingStep) -> float:
+    """Of a step, of several in a row, as a training loop makes them: Python may run ahead of the GPU."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(STEPS_A_TURN):
+        step.run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / STEPS_A_TURN
+
+
+def profiled(step: TrainingStep) -> tuple[float, int]:
     """Summed time of a step's kernels, median of some steps, and how many there are."""
-    with seeded(0, DEVICE):
-        step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
-        for _ in range(4):
+    found = []
+    for _ in range(PROFILED_STEPS):
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
             step.run()
-        torch.cuda.synchronize()
-        profiled = []
-        for _ in range(PROFILED_STEPS):
-            with profile(activities=[ProfilerActivity.CUDA]) as trace:
-                step.run()
-                torch.cuda.synchronize()
-            kernels = [e for e in trace.events() or [] if is_kernel(e)]
-            profiled.append((sum(event.device_time for event in kernels) * 1e-6, len(kernels)))
-    del step
-    clean(DEVICE)
-    return statistics.median(seconds for seconds, _ in profiled), profiled[-1][1]
+            torch.cuda.synchronize()
+        kernels = [e for e in trace.events() or [] if is_kernel(e)]
+        found.append((sum(event.device_time for event in kernels) * 1e-6, len(kernels)))
+    return statistics.median(seconds for seconds, _ in found), found[-1][1]
 
 
 def is_kernel(event: Any) -> bool:
