@@ -36,7 +36,6 @@ from .limits import limits
 from .options import build_parser
 from .output import STDOUT, require_writable, write_document
 from .sweep import sweep
-from .train.command import train
 
 DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -120,13 +119,19 @@ def _explain(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _train(options: argparse.Namespace) -> int:
+    from .train.command import train  # FSDP with it, which takes a third of what importing torch does
+
+    return train(options)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "optimize": _optimize,
     "explain": _explain,
     "limits": limits,
     "sweep": sweep,
     "diff": diff,
-    "train": train,
+    "train": _train,
 }
 
 
