@@ -1,22 +1,25 @@
 """`memopt limits`: the largest batch, and the deepest model, that train in a given memory."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 
 from memopt.ir import parse_size, whole_mebibytes
 from memopt.measure import StepFigures
 from memopt.measure.scaling import largest_fitting
-from memopt.report import print_as_found, stage_display
+from memopt.report import SCHEMA, print_as_found, stage_display
 
 from .errors import CommandError
 from .job import Job, make_job
+from .output import STDOUT, require_writable, write_document
 from .target import load_target, parse_arguments, takes_argument
-from .variants import NAIVE, Variant, levels, measured, other_variants, predicted, with_batch
+from .variants import NAIVE, Variant, levels, measured, other_variants, predicted_within, with_batch
 
 DEPTH = "depth"
 # A deep model takes long to predict: the depth found is at most this share too small.
@@ -61,8 +64,12 @@ class _Question:
 
 def limits(options: argparse.Namespace) -> int:
     """Run the command."""
-    memory_bytes = parse_size(options.memory, "--memory")
-    with stage_display(sys.stderr) as on_stage:
+    memory_bytes, stdout = parse_size(options.memory, "--memory"), sys.stdout
+    if options.json is not None:
+        require_writable(options.json)
+    # The document alone, where it goes to stdout.
+    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
+    with alone, stage_display(sys.stderr) as on_stage:
         on_stage("loading the model")
         job = make_job(options)
         variants = (NAIVE, *other_variants(options.also), *levels(job.config))
@@ -70,7 +77,17 @@ def limits(options: argparse.Namespace) -> int:
         if takes_argument(options.target, DEPTH):
             depths = _Depths(options, job)
             questions.append(_Question(DEPTH, depths.job, depths.first, DEPTH_TOLERANCE, depths.depth))
-        _print(questions, variants, memory_bytes, job, on_stage)
+        answers = _print(questions, variants, memory_bytes, job, on_stage)
+    if options.json is not None:
+        document = {
+            "schema": SCHEMA,
+            "target": job.target.text,
+            "arguments": options.arg,
+            "memory_bytes": memory_bytes,
+            "input_shape": list(job.inputs[0].shape),
+            "limits": answers,
+        }
+        write_document(document, options.json, stdout)
     return 0
 
 
@@ -109,13 +126,15 @@ class _Depths:
 def _limit(variant: Variant, question: _Question, memory_bytes: int, device: torch.device) -> Limit:
     figures: dict[int, StepFigures] = {}
 
-    def reserved_bytes(number: int) -> int:
-        figures[number] = predicted(question.job(number), variant)
-        reserved = figures[number].peak_reserved_bytes
+    def cost(number: int) -> int:
+        """What is allocated, which grows evenly, unless so much must be reserved that the memory does not suffice."""
+        figures[number] = predicted_within(question.job(number), variant, memory_bytes)
+        allocated, reserved = figures[number].peak_allocated_bytes, figures[number].peak_reserved_bytes
+        assert allocated is not None
         assert reserved is not None
-        return reserved
+        return allocated if reserved <= memory_bytes else reserved
 
-    number = largest_fitting(reserved_bytes, memory_bytes, question.start, question.tolerance)
+    number = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
     if number is None:
         return Limit(None, None, None)
     trained = _trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
@@ -138,14 +157,17 @@ def _print(
     memory_bytes: int,
     job: Job,
     on_stage: Callable[[str], None],
-) -> None:
-    """Each answer as soon as it is found: a large model takes minutes for all of them."""
+) -> list[dict[str, Any]]:
+    """Each answer as soon as it is found: a large model takes minutes for all of them. All of them as data."""
     verified = job.device.type == "cuda"
+    answers: list[dict[str, Any]] = []
 
     def rows() -> Iterator[list[str]]:
         for question, variant in product(questions, variants):
             on_stage(f"largest {question.name}: {variant.label}")
-            row = _row(question.name, variant.label, _limit(variant, question, memory_bytes, job.device))
+            limit = _limit(variant, question, memory_bytes, job.device)
+            answers.append(_answer(question.name, variant.label, limit))
+            row = _row(question.name, variant.label, limit)
             yield row if verified else row[:-1]
 
     shape = "x".join(map(str, job.inputs[0].shape[1:]))
@@ -162,11 +184,24 @@ def _print(
         columns | ({"trained here": 0} if verified else {}),
         rows(),
         (
-            "Predicted for a GPU: what the caching allocator reserves fits the memory. The CUDA context takes some "
-            "hundred MiB of a card beside that.",
+            "Predicted for a GPU: what the caching allocator reserves fits the memory, if need be by giving free "
+            "memory back first, which takes time. The CUDA context takes some hundred MiB of a card beside that.",
         ),
         sys.stdout,
     )
+    return answers
+
+
+def _answer(name: str, label: str, limit: Limit) -> dict[str, Any]:
+    figures = limit.figures or StepFigures()
+    return {
+        "largest": name,
+        "variant": label,
+        "size": limit.size,
+        "peak_allocated_bytes": figures.peak_allocated_bytes,
+        "peak_reserved_bytes": figures.peak_reserved_bytes,
+        "trained": limit.trained,
+    }
 
 
 def _row(name: str, label: str, limit: Limit) -> list[str]:

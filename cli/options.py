@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_budget(explain)
     limits = _command(commands, "limits", "the largest batch, and the deepest model, that train in a given memory")
     limits.add_argument("--memory", required=True, metavar="SIZE", help="of the GPU, 12GiB for example")
+    limits.add_argument("--json", metavar="FILE", help="write the answers as JSON; - writes it to stdout, alone")
     _add_also(limits)
     sweep = _command(
         commands,

@@ -9,9 +9,10 @@ from torch import nn
 
 import memopt
 from memopt.config import Recompute
-from memopt.measure import PredictionError, StepFigures, measure_step
+from memopt.measure import GPU, PredictionError, StepFigures, measure_step
 from memopt.measure.memory import leave
-from memopt.measure.predict import predict_step
+from memopt.measure.predict import Prediction, predict
+from memopt.measure.steady import reserved_within
 
 from .errors import CommandError
 from .job import Job
@@ -70,8 +71,23 @@ def predicted(job: Job, variant: Variant) -> StepFigures:
     Raises:
         CommandError: it cannot be predicted.
     """
+    return _prediction(job, variant).figures
+
+
+def predicted_within(job: Job, variant: Variant, memory_bytes: int) -> StepFigures:
+    """The same on a GPU with so much memory: more is reserved than that where the step does not fit.
+
+    Raises:
+        CommandError: it cannot be predicted.
+    """
+    prediction = _prediction(job, variant)
+    reserved_bytes = reserved_within(prediction.trace, memory_bytes, GPU.expandable_segments)
+    return replace(prediction.figures, peak_reserved_bytes=reserved_bytes)
+
+
+def _prediction(job: Job, variant: Variant) -> Prediction:
     try:
-        return predict_step(job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove)
+        return predict(job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove)
     except PredictionError as error:
         raise CommandError(f"{variant.label}: {error}") from error
 

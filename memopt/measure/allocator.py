@@ -1,13 +1,14 @@
 """A model of the CUDA caching allocator: what it reserves for what it is asked for, without a device.
 
 The rules and constants are those of `DeviceCachingAllocator` in PyTorch's `c10/cuda/CUDACachingAllocator.cpp` with its
-default settings: one stream, no limit on splitting, no garbage collection, a device that never runs full.
+default settings: one stream, no limit on splitting, no garbage collection.
 
 Note: [Where memory is lost]
 A request takes the smallest free block that it fits in. What is left of that block is split off and can be used again,
 except where it is small beside the block (up to 1 MiB of a large one): then it is handed out with it and counts as
 allocated. Free blocks of one segment that touch become one; blocks of different segments never do. What no request
-fits into stays reserved, and only that makes reserved larger than allocated.
+fits into stays reserved, and only that makes reserved larger than allocated. Where the device is full, free segments
+are given back before one is taken (`release_cached_blocks`); a step runs out of memory where that does not suffice.
 """
 
 from bisect import bisect_left, insort
@@ -149,20 +150,26 @@ class CachingAllocator:
     Args:
         expandable_segments: as with `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: one segment a pool, grown by
             whole pages, always split.
+        capacity_bytes: what the device has; None for one that never runs full. With expandable segments nothing is
+            given back.
 
     Attributes:
         allocated_bytes: handed out now, in whole blocks.
-        reserved_bytes: taken from the device; nothing is given back.
+        reserved_bytes: taken from the device; more than it has where that did not suffice.
+        peak_reserved_bytes: most that was taken at a time.
         peak_allocated_bytes: most handed out since `reset_peak`.
     """
 
-    def __init__(self, expandable_segments: bool = False) -> None:
+    def __init__(self, expandable_segments: bool = False, capacity_bytes: int | None = None) -> None:
         self.expandable_segments = expandable_segments
+        self.capacity_bytes = capacity_bytes
         self.allocated_bytes = 0
         self.reserved_bytes = 0
+        self.peak_reserved_bytes = 0
         self.peak_allocated_bytes = 0
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
-        self._segments: list[Segment] = []
+        self._segments: dict[int, Segment] = {}
+        self._taken = 0
         self._next_address = 0
 
     def allocate(self, size_bytes: int, owner: Any = True) -> Block:
@@ -212,7 +219,7 @@ class CachingAllocator:
                 segment.is_small,
                 tuple(BlockView(block.size_bytes, block.owner) for block in segment.blocks()),
             )
-            for segment in self._segments
+            for segment in self._segments.values()
         )
 
     def _splits(self, pool: _Pool, rest_bytes: int) -> bool:
@@ -227,11 +234,14 @@ class CachingAllocator:
         if self.expandable_segments:
             page_bytes = _page_bytes(pool)
             taken_bytes = -(-size_bytes // page_bytes) * page_bytes
-        segment = Segment(len(self._segments), self._next_address, taken_bytes, pool.is_small)
+        elif self.capacity_bytes is not None and self.reserved_bytes + taken_bytes > self.capacity_bytes:
+            self._give_back()
+        segment = Segment(self._taken, self._next_address, taken_bytes, pool.is_small)
+        self._taken += 1
         # Far enough apart for one that grows.
         self._next_address += 2**50 if self.expandable_segments else taken_bytes
-        self._segments.append(segment)
-        self.reserved_bytes += taken_bytes
+        self._segments[segment.number] = segment
+        self._reserve(taken_bytes)
         pool.growing = segment if self.expandable_segments else None
         return segment.first
 
@@ -247,8 +257,21 @@ class CachingAllocator:
         taken_bytes = -(-(size_bytes - last.size_bytes) // page_bytes) * page_bytes
         last.size_bytes += taken_bytes
         segment.size_bytes += taken_bytes
-        self.reserved_bytes += taken_bytes
+        self._reserve(taken_bytes)
         return last
+
+    def _reserve(self, taken_bytes: int) -> None:
+        self.reserved_bytes += taken_bytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+
+    def _give_back(self) -> None:
+        """All segments of which nothing is handed out."""
+        for pool in (self._small, self._large):
+            for _, _, block in list(pool.free):
+                if block.previous is None and block.following is None:
+                    pool.discard(block)
+                    del self._segments[block.segment.number]
+                    self.reserved_bytes -= block.size_bytes
 
 
 def _segment_bytes(pool: _Pool, size_bytes: int) -> int:

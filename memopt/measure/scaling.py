@@ -53,7 +53,8 @@ def _next(costs: dict[int, float], limit: float, low: int, high: int) -> int:
     else:
         guess = 2 * low
     if high:
-        return min(max(guess, low + max(1, (high - low) // 8)), high - 1)
+        margin = max(1, (high - low) // 8)
+        return min(max(guess, low + margin), high - margin)
     # Past the guess by a little: the answer is then enclosed.
     return min(max(guess + 1, low + 1), int(GROWTH * low) + 1)
 

@@ -61,6 +61,14 @@ def served(trace: Trace, step_from: int, expandable_segments: bool, *, bounds: b
     return Served(before_bytes, saved_bytes, peak_bytes, reserved_bytes, peak_at, reserved_at)
 
 
+def reserved_within(trace: Trace, capacity_bytes: int, expandable_segments: bool) -> int:
+    """The most that is reserved at a time on a device that has so much: more than that where it does not suffice."""
+    allocator = CachingAllocator(expandable_segments, capacity_bytes)
+    for _ in replay(trace, allocator):
+        pass
+    return allocator.peak_reserved_bytes
+
+
 def repeated(trace: Trace, step_from: int, times: int) -> tuple[Trace, int]:
     """A trace whose last step is preceded by `times` more like it, and where the last one then begins.
 

@@ -1,7 +1,7 @@
 """What is shown of a comparison: rows and JSON as plain data, and rendering (the only importer of rich)."""
 
 from memopt.report.curves import Curve, draw_curves
-from memopt.report.document import comparison_document
+from memopt.report.document import SCHEMA, comparison_document
 from memopt.report.progress import stage_display, training_display
 from memopt.report.rows import (
     BlockRow,
@@ -17,6 +17,7 @@ from memopt.report.table import print_as_found, print_comparison, print_explanat
 from memopt.report.tree import explanation_document
 
 __all__ = [
+    "SCHEMA",
     "BlockRow",
     "Curve",
     "FigureRow",

@@ -20,7 +20,7 @@ import torch
 from provenance import provenance
 from results_file import append_rows
 from torch import nn
-from train_step import DEVICE, TABLES, VARIANTS, measure
+from train_step import DEVICE, LOCK_HELP, TABLES, VARIANTS, measure
 
 import memopt
 from memopt.errors import BudgetError
@@ -60,7 +60,7 @@ def plans(pool: Executor, table: str, numerics: str, highest: Future, least: Fut
 
 
 def rows(
-    table: str, numerics: str, rivals: list[str], planned: list[Future], deadline: float
+    table: str, numerics: str, rivals: list[str], planned: list[Future], deadline: float, lock: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Rivals first, then the budgets."""
     work = TABLES[table]
@@ -71,7 +71,7 @@ def rows(
             with DEVICE:  # where weights are drawn sooner
                 return change(work.make())
 
-        figures = measure(make, inputs, work.amp)
+        figures = measure(make, inputs, work.amp, lock=lock if "compile" in variant else None)
         row = {"table": table, "numerics": numerics, "variant": variant}
         return dict.fromkeys(FIELDS) | row | {key: figures[key] for key in MEASURED} | more | provenance()
 
@@ -99,15 +99,18 @@ def main() -> None:
     parser.add_argument("--numerics", nargs="+", choices=("fast", "exact"), default=["fast", "exact"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--lock", type=Path, help=LOCK_HELP)
+    parser.add_argument("--no-budgets", action="store_true", help="only the rivals")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = [(table, numerics) for numerics in options.numerics for table in options.tables]
-        ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, MIB)) for job in jobs}
+        to_plan = [] if options.no_budgets else jobs
+        ends = {job: (pool.submit(plan, *job, naive_bytes(job[0])), pool.submit(plan, *job, MIB)) for job in to_plan}
         planned = {job: [highest, *plans(pool, *job, highest, least)] for job, (highest, least) in ends.items()}
-        made = (row for job in jobs for row in rows(*job, options.rivals, planned[job], deadline))
+        made = (row for job in jobs for row in rows(*job, options.rivals, planned.get(job, []), deadline, options.lock))
         append_rows(options.out, FIELDS, made, line)
         pool.shutdown(cancel_futures=True)
 

@@ -181,6 +181,20 @@ def _within_budgets(table: str, rows: list[Row]) -> str:
     return markdown(title, [*rivals, *budgets], headings, map(cells, [*rivals, *budgets[last::3]])) + "\n"
 
 
+def render_limits(rows: list[Row]) -> str:
+    """The largest batch and depth of each variant within a memory."""
+    questions = list(dict.fromkeys(row["largest"] for row in rows))
+    sizes = {(row["largest"], row["variant"]): f"{int(row['size']):,}" for row in rows if row["size"]}
+
+    def cells(variant: str) -> tuple[str, ...]:
+        return (variant, *(sizes.get((question, variant), NOTHING) for question in questions))
+
+    gib = int(rows[0]["memory_bytes"]) // 2**30
+    title = f"The largest in {gib} GiB**, DenseNet-BC (k = 12), {rows[0]['input']}, fp32, predicted by `memopt limits`"
+    headings = ("variant", *(f"largest {question}" for question in questions))
+    return markdown(title, rows, headings, map(cells, dict.fromkeys(row["variant"] for row in rows))) + "\n"
+
+
 def render_training(rows: list[Row]) -> str:
     """Training end to end, the loader running."""
 
@@ -231,6 +245,7 @@ RENDERED: dict[str, Callable[[list[Row]], str]] = {
     "train_step": render,
     "turns": render_turns,
     "deepest": render_deepest,
+    "limits": render_limits,
     "predicted": render_predicted,
     "budget": render_budgets,
     "train_demo": render_training,

@@ -46,10 +46,15 @@ def checkpointed(model: nn.Module) -> nn.Module:
     """Checkpoint concat, norm, ReLU and bottleneck convolution of every dense layer of a `bc.DenseNet`.
 
     What efficient_densenet_pytorch does (arXiv 1707.06990), on today's non-reentrant checkpoint.
+
+    Raises:
+        ValueError: it has none, as where its file was loaded by path and its classes are others.
     """
-    for module in model.modules():
-        if isinstance(module, bc.DenseLayer):
-            module.forward = types.MethodType(_forward, module)
+    layers = [module for module in model.modules() if isinstance(module, bc.DenseLayer)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no densenet_models.bc.DenseLayer: nothing would be checkpointed.")
+    for layer in layers:
+        layer.forward = types.MethodType(_forward, layer)
     return model
 
 

@@ -1,5 +1,6 @@
 """The benchmark's own way through a variant, on a CPU: with a stand-in for the GPU's allocator and profiler."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from memopt.rewrite import installed
 from tests.bench.scripts import load
 
 
-def test_all_figures_are_of_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_figures_are_of_one_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     train_step = load("train_step")
     ledger = SimpleNamespace(current_bytes=100, peak_bytes=250, peak_reserved_bytes=300, reset_peak=lambda: None)
     monkeypatch.setattr(train_step, "DEVICE", torch.device("cpu"))
@@ -33,6 +34,9 @@ def test_all_figures_are_of_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     beside = train_step.measure(make, inputs, None, memopt.remove, lambda: make(train_step.leave))
     assert len(made) == 3
     assert set(beside) == {*alone, "naive_step_seconds"} < {*train_step.FIELDS}
+    in_line = train_step.measure(make, inputs, None, memopt.remove, lock=tmp_path / "lock")
+    assert len(made) == 5, "one to compile, one to measure"
+    assert set(in_line) == set(alone)
     expected = {"activation_peak_bytes": 150, "peak_allocated_bytes": 250, "peak_reserved_bytes": 300, "kernels": 7}
     assert expected.items() <= beside.items()
     assert min(beside["step_seconds"], beside["naive_step_seconds"], alone["step_seconds"]) > 0

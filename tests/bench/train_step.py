@@ -15,6 +15,7 @@ for the same step; as that takes a while and no GPU, it can be left out and fill
 
 import argparse
 import csv
+import fcntl
 import gc
 import statistics
 import time
@@ -70,6 +71,7 @@ EXPANDABLE = "memopt fast layer, expandable segments"
 DEPTHS = (40, 100, 196, 400)
 WARMUP, PROFILED_STEPS = 3, 5
 TURNS, STEPS_A_TURN = 7, 6
+LOCK_HELP = "a file: runs that share it compile side by side, and measure one at a time"
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
     "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
@@ -112,7 +114,7 @@ VARIANTS: dict[str, Change] = {
 }
 
 
-def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str, Any]]:
+def rows(table: str, variants: list[str], deadline: float, lock: Path | None = None) -> Iterator[dict[str, Any]]:
     """One row per variant until the deadline."""
     work = TABLES[table]
     for name in (v for v in work.variants if v in variants):
@@ -136,7 +138,7 @@ def rows(table: str, variants: list[str], deadline: float) -> Iterator[dict[str,
             continue
         alone = name == "naive" or name == EXPANDABLE or "cudnn" in name  # naive runs without
         naive = None if alone else partial(make, leave)
-        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive)
+        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive, lock)
         torch._dynamo.reset()
         if name == REDUCED:
             measured |= dict.fromkeys(UNSEEN)
@@ -149,6 +151,7 @@ def measure(
     amp: torch.dtype | None,
     remove: Change = leave,
     make_naive: Callable[[], nn.Module] | None = None,
+    lock: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of a training step by their fields, all of one model: building it takes longer than measuring it.
 
@@ -156,7 +159,25 @@ def measure(
         make_model, inputs, amp: of the step.
         remove: takes memopt off.
         make_naive: the model to take turns with, if any.
+        lock: who is given the same file compiles beside the others and measures while none of them does.
     """
+    if lock is None:
+        return _measure(make_model, inputs, amp, remove, make_naive)
+    with seeded(0, DEVICE):
+        TrainingStep(make_model().to(DEVICE), on_device(inputs, DEVICE), amp).run()  # compiles for its like, too
+    clean(DEVICE)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return _measure(make_model, inputs, amp, remove, make_naive)
+
+
+def _measure(
+    make_model: Callable[[], nn.Module],
+    inputs: tuple[torch.Tensor, ...],
+    amp: torch.dtype | None,
+    remove: Change,
+    make_naive: Callable[[], nn.Module] | None,
+) -> dict[str, Any]:
     clean(DEVICE)
     ledger = CudaLedger(DEVICE)
     with seeded(0, DEVICE):
@@ -295,6 +316,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=520.0)
+    parser.add_argument("--lock", type=Path, help=LOCK_HELP)
     prediction = parser.add_mutually_exclusive_group()
     prediction.add_argument("--no-prediction", action="store_true", help="measure only")
     prediction.add_argument("--only-prediction", action="store_true", help="fill in what rows lack")
@@ -303,7 +325,7 @@ def main() -> None:
         fill_in(options.out, options.tables)
         return
     deadline = time.monotonic() + options.seconds
-    made = (row for table in options.tables for row in rows(table, options.variants, deadline))
+    made = (row for table in options.tables for row in rows(table, options.variants, deadline, options.lock))
     if not options.no_prediction:
         made = (row | {"predicted_bytes": predicted(row)} for row in made)
     append_rows(options.out, FIELDS, made, _line)

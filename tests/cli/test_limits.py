@@ -1,4 +1,6 @@
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from memopt_cli import limits
 from memopt_cli.main import main
 
 from memopt.measure import StepFigures
-from memopt.measure.predict import predict_step
+from memopt.measure.predict import predict
+from memopt.measure.steady import reserved_within
 
 DEEP = """
 import torch
@@ -53,7 +56,7 @@ def test_the_largest_batch_and_depth_fit_and_the_next_do_not(
 
     def reserved(batch: int, depth: int) -> int:
         x = (torch.empty(batch, 64, device="meta"),)
-        return predict_step(lambda: namespace["Deep"](depth), x).peak_reserved_bytes or 0
+        return reserved_within(predict(lambda: namespace["Deep"](depth), x).trace, 100 * 2**20, False)
 
     batch, depth = int(found["batch size", "naive"]), int(found["depth", "naive"])
     assert reserved(batch, 6) <= 100 * 2**20 < reserved(batch + 1, 6)
@@ -73,16 +76,40 @@ def test_an_answer_is_printed_as_soon_as_it_is_found(
     tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large model takes minutes, and nothing tells of progress where there is no terminal."""
-    found = limits.predicted
+    found = limits.predicted_within
 
-    def interrupted(job: limits.Job, variant: limits.Variant) -> StepFigures:
+    def interrupted(job: limits.Job, variant: limits.Variant, memory_bytes: int) -> StepFigures:
         if variant.label == "memopt layer":
             raise KeyboardInterrupt
-        return found(job, variant)
+        return found(job, variant, memory_bytes)
 
-    monkeypatch.setattr(limits, "predicted", interrupted)
+    monkeypatch.setattr(limits, "predicted_within", interrupted)
     assert main(["limits", f"{tiny}:Tiny", "--memory", "100MiB"]) == 130
     assert {variant for _, variant in answers(capsys.readouterr().out)} == {"naive", "memopt concat"}
+
+
+def test_the_answers_as_json(tiny: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["limits", f"{tiny}:Tiny", "--memory", "100MiB", "--recompute", "layer"]
+    assert main([*command, "--json", str(tmp_path / "limits.json")]) == 0
+    shown = answers(capsys.readouterr().out)
+    document = json.loads((tmp_path / "limits.json").read_text())
+    assert document["memory_bytes"] == 100 * 2**20
+    assert document["target"] == f"{tiny}:Tiny"
+    found = {(one["largest"], one["variant"]): one for one in document["limits"]}
+    assert {key: str(one["size"]) for key, one in found.items()} == shown
+    for one in found.values():
+        assert one["peak_allocated_bytes"] <= one["peak_reserved_bytes"] <= 100 * 2**20
+        assert one["trained"] is None
+    assert main([*command, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == document
+
+
+def test_an_answer_file_that_cannot_be_written_is_found_first(
+    tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(limits, "make_job", lambda options: pytest.fail("the work began"))
+    assert main(["limits", f"{tiny}:Tiny", "--memory", "1GiB", "--json", str(tmp_path / "none" / "a.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_where_nothing_fits(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

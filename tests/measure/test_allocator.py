@@ -132,3 +132,33 @@ def test_blocks_tile_their_segments_whatever_is_asked_for(expandable: bool) -> N
         allocator.free(block)
     assert allocator.allocated_bytes == 0
     assert all(len(segment.blocks) == 1 for segment in allocator.segments())
+
+
+def test_a_full_device_gives_free_segments_back() -> None:
+    allocator = CachingAllocator(capacity_bytes=100 * MIB)
+    free, kept, small = allocator.allocate(30 * MIB), allocator.allocate(40 * MIB), allocator.allocate(512)
+    allocator.free(free)
+    allocator.free(small)
+    allocator.allocate(58 * MIB)  # 72 MiB are reserved, of which 40 are in use
+    assert (allocator.reserved_bytes, allocator.peak_reserved_bytes) == (98 * MIB, 98 * MIB)
+    assert [segment.size_bytes for segment in allocator.segments()] == [40 * MIB, 58 * MIB]
+    assert kept.segment.number != allocator.allocate(2 * MIB).segment.number, "numbers are not given twice"
+    assert allocator.reserved_bytes > 100 * MIB, "nothing was left to give back"
+
+
+def test_what_is_partly_in_use_is_not_given_back() -> None:
+    allocator = CachingAllocator(capacity_bytes=100 * MIB)
+    whole = allocator.allocate(60 * MIB)
+    allocator.free(whole)
+    allocator.allocate(20 * MIB)
+    allocator.allocate(50 * MIB)
+    assert allocator.peak_reserved_bytes == 110 * MIB
+
+
+def test_while_there_is_room_nothing_is_given_back() -> None:
+    allocator, endless = CachingAllocator(capacity_bytes=200 * MIB), CachingAllocator()
+    for one in (allocator, endless):
+        for size in (20, 30, 40, 50, 60):
+            one.free(one.allocate(size * MIB))
+    assert allocator.segments() == endless.segments()
+    assert allocator.reserved_bytes == 200 * MIB
