@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/bench/limits_within.py --out tests/bench/results/limits.csv
 
-What `memopt limits` answers: predicted, and on a GPU trained within that memory. Some minutes, for deep models take long.
+What `memopt limits` answers: predicted, and on a GPU trained within that memory. Deep models take minutes.
 """
 
 import argparse

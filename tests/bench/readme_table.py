@@ -190,7 +190,9 @@ def render_limits(rows: list[Row]) -> str:
         return (variant, *(sizes.get((question, variant), NOTHING) for question in questions))
 
     gib = int(rows[0]["memory_bytes"]) // 2**30
-    title = f"The largest in {gib} GiB**, DenseNet-BC (k = 12), {rows[0]['input']}, fp32, predicted by `memopt limits`"
+    batch, _, image = rows[0]["input"].partition("x")
+    what = f"DenseNet-BC (k = 12), {image}, fp32: batch at 100 layers, depth at batch {batch}"
+    title = f"The largest in {gib} GiB**, {what}, predicted by `memopt limits`"
     headings = ("variant", *(f"largest {question}" for question in questions))
     return markdown(title, rows, headings, map(cells, dict.fromkeys(row["variant"] for row in rows))) + "\n"
 
