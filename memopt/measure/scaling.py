@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # Never try a size more than this many times the largest that is known to fit: the next guess is better.
-GROWTH = 8.0
+GROWTH = 4.0
 
 
 def largest_fitting(
@@ -13,7 +13,8 @@ def largest_fitting(
 ) -> int | None:
     """The largest whole number x ≥ 1 with cost(x) ≤ limit, for a cost that grows with x; None if not even 1 fits.
 
-    Guesses by drawing a straight line through what is known, which is exact for memory over batch size.
+    Guesses by drawing a straight line through what is known, which is exact for memory over batch size, and a power,
+    which is nearly so over depth.
 
     Args:
         cost: expensive; called once for each x.
@@ -48,8 +49,9 @@ def _next(costs: dict[int, float], limit: float, low: int, high: int) -> int:
     others = [x for x in costs if x != low]
     nearest = high or max(others, default=0)
     if nearest and costs[nearest] != costs[low]:
-        slope = (costs[nearest] - costs[low]) / (nearest - low)
-        guess = low + int((limit - costs[low]) / slope)
+        # Memory over a depth is steeper the deeper: a straight line leads far beyond, where a prediction takes minutes.
+        guesses = [lead(low, costs[low], nearest, costs[nearest], limit) for lead in (_straight, _as_a_power)]
+        guess = max(guesses) if high else min(guesses)
     else:
         guess = 2 * low
     if high:
@@ -57,6 +59,19 @@ def _next(costs: dict[int, float], limit: float, low: int, high: int) -> int:
         return min(max(guess, low + margin), high - margin)
     # Past the guess by a little: the answer is then enclosed.
     return min(max(guess + 1, low + 1), int(GROWTH * low) + 1)
+
+
+def _straight(x: int, cost: float, other: int, other_cost: float, limit: float) -> int:
+    """Where a straight line through two points reaches the limit."""
+    return x + int((limit - cost) * (other - x) / (other_cost - cost))
+
+
+def _as_a_power(x: int, cost: float, other: int, other_cost: float, limit: float) -> int:
+    """Where the power of x that goes through two points reaches the limit; else where a straight line does."""
+    if min(cost, other_cost, limit) <= 0:
+        return _straight(x, cost, other, other_cost, limit)
+    exponent = math.log(other_cost / cost) / math.log(other / x)
+    return int(x * min((limit / cost) ** (1 / exponent), GROWTH)) if exponent > 0 else x
 
 
 @dataclass(frozen=True, slots=True)
