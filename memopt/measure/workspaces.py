@@ -94,19 +94,21 @@ def measured() -> dict[ConvolutionCall, int]:
     return {ConvolutionCall(*(row[name] for name in names)): int(row["workspace_bytes"]) for row in rows}
 
 
+@cache
 def estimated(call: ConvolutionCall) -> int | None:
     """Bytes of a call that was not measured, by the one most like it; None where none has its window and its kind."""
     alike = _by_kind().get(_kind(call), ())
     if not alike:
         return None
-    nearest = min(alike, key=lambda other: (_distance(call, other), astuple(other)))
+    nearest = min(alike, key=lambda other: _distance(call, other))
     return round(measured()[nearest] * call.operands_bytes / nearest.operands_bytes)
 
 
 @cache
 def _by_kind() -> dict[tuple[str, ...], list[ConvolutionCall]]:
+    """Measured calls, in an order of their own: of two that are as near, the first is taken."""
     kinds: dict[tuple[str, ...], list[ConvolutionCall]] = {}
-    for call in measured():
+    for call in sorted(measured(), key=astuple):
         kinds.setdefault(_kind(call), []).append(call)
     return kinds
 

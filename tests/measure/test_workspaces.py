@@ -36,6 +36,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def forget() -> None:
     measured.cache_clear()
     workspaces._by_kind.cache_clear()
+    workspaces.estimated.cache_clear()
 
 
 def test_a_convolution_is_known_by_all_that_its_workspace_may_depend_on() -> None:
