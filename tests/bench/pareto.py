@@ -113,11 +113,16 @@ def origin(found: dict[str, list[Row]]) -> str:
     return "; ".join(sorted({f"{row['gpu']}, torch {row['torch']}" for rows in found.values() for row in rows}))
 
 
+def measured(table: str) -> list[Row]:
+    """The last run that measured memopt beside a compiled model."""
+    return newest("train_step.csv", table, "memopt fast layer", "torch.compile")
+
+
 def main() -> None:
     """Draw the pictures."""
     mpl.use("svg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "memopt", "font.family": "sans-serif"})
-    found = {table: newest("train_step.csv", table, "memopt fast layer") for table in TITLES}
+    found = {table: measured(table) for table in TITLES}
     figure, panels = plt.subplots(1, len(TITLES), figsize=(13, 4.6), sharey=True, layout="constrained")
     for axes, (table, title) in zip(panels, TITLES.items(), strict=True):
         draw(axes, title, points(found[table], table))

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ddp_table
-from rows_table import NOTHING, RESULTS, Row, load, markdown, mib, milliseconds, number
+from rows_table import NOTHING, RESULTS, Row, load, markdown, mib, milliseconds, number, runs
 
 ROOT = Path(__file__).parents[2]
 EARLIER = RESULTS / "README.md"
 EARLIER_TITLE = """# Measured at earlier commits
 
-What a step runs has changed since these rows were measured: they say what was, each with its commit. Measured again, a
-table stands in the README of the project.
+The runtime has changed since these rows were measured: they say what was, each with its commit. Measured again, a table
+stands in the README of the project. The change at 9ca20c9 left tapes and kernels as they were at dcdcc88 and eb9685a.
 
 One training step (forward, cross-entropy, backward, SGD with momentum). *Activation peak*: peak allocated during the
 step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
 `torch.utils.checkpoint` around concat, norm, ReLU and bottleneck convolution, as efficient_densenet_pytorch has it.
 *GPU time*: all kernels of one step. *Step*: its time in a plain loop.
+
+![Memory against GPU time](pareto.svg)
 """
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
@@ -37,14 +39,13 @@ MARK = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
 def render(rows: list[Row]) -> str:
     """All tables of steps as Markdown."""
-    parts = [_step_table(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
+    tables = [(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
+    parts = [_step_table(title, run) for title, chosen in tables for run in runs(chosen)]
     parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _step_table(title: str, rows: list[Row]) -> str:
-    if not rows:
-        return ""
     naive = next(row for row in rows if row["variant"] == "naive")
     memory, gpu = "activation_peak_bytes", "gpu_seconds"
     took_turns = any(row["naive_step_seconds"] for row in rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 Row = dict[str, str]
 NOTHING = "—"
 RESULTS = Path(__file__).parent / "results"
-"""Rows measured since what a step runs last changed; those of earlier commits are in the folder `earlier` in it."""
+"""Rows measured since the runtime last changed; those of earlier commits are in the folder `earlier` in it."""
 
 
 def load(path: Path) -> list[Row]:
@@ -18,13 +18,26 @@ def load(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def load_all(name: str) -> list[Row]:
+    """The rows of a file, those of earlier commits behind the others."""
+    return [*load(RESULTS / name), *load(RESULTS / "earlier" / name)]
+
+
 def newest(name: str, table: str, *variants: str) -> list[Row]:
     """The rows of a table of the last run that measured all of these variants; none where no run did."""
     for folder in (RESULTS, RESULTS / "earlier"):
-        rows = [row for row in load(folder / name) if row["table"] == table]
-        if {row["variant"] for row in rows} >= {*variants}:
-            return rows
+        for rows in reversed(runs(row for row in load(folder / name) if row["table"] == table)):
+            if {row["variant"] for row in rows} >= {*variants}:
+                return rows
     return []
+
+
+def runs(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each run, which its commit stands for, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["commit"], []).append(row)
+    return list(found.values())
 
 
 def markdown(title: str, rows: list[Row], headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str:

@@ -50,7 +50,7 @@ def test_the_pictures_show_the_committed_rows(tables: ModuleType) -> None:
 
     for table, title in pareto.TITLES.items():
         assert title in text
-        for variant, memory, time in pareto.points(newest("train_step.csv", table, "memopt fast layer"), table):
+        for variant, memory, time in pareto.points(pareto.measured(table), table):
             assert variant.removeprefix("memopt ") in text
             assert memory > 0
             assert time > 0
@@ -90,7 +90,7 @@ FALLING_SHORT = {
 
 
 def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
-    rows = tables.load(tables.RESULTS / "predicted.csv")
+    rows = load("rows_table").load_all("predicted.csv")
 
     def error(row: dict[str, str], figure: str) -> float:
         return abs(float(row[f"predicted_{figure}"]) / float(row[f"measured_{figure}"]) - 1)

@@ -63,7 +63,7 @@ def test_memory_and_time(table: str, variant: str, figure: str, other: str, limi
 
 
 def test_a_plain_loop_is_quicker_in_turns_with_naive() -> None:
-    (row,) = (r for r in tables.load(tables.RESULTS / "turns.csv") if r["variant"] == "memopt fast layer")
+    (row,) = (r for r in tables.load_all("turns.csv") if r["variant"] == "memopt fast layer")
     assert row["table"] == "bc100-64"
     assert float(row["step_seconds"]) <= 0.6 * float(row["naive_step_seconds"])
 
@@ -81,7 +81,7 @@ def test_exact_reserves_at_most_three_tenths_more(table: str, variant: str) -> N
 
 
 def test_every_prediction_of_the_benchmark_is_near() -> None:
-    rows = [row for row in tables.load(tables.RESULTS / "train_step.csv") if row["predicted_bytes"]]
+    rows = [row for row in tables.load_all("train_step.csv") if row["predicted_bytes"]]
     assert len(rows) >= 12
     for row in rows:
         error = float(row["predicted_bytes"]) / float(row["activation_peak_bytes"]) - 1
@@ -135,7 +135,7 @@ def test_the_deepest_net_in_twelve_gib_is_memopts() -> None:
 
 
 def test_training_keeps_the_ratios_and_does_not_wait_for_batches() -> None:
-    rows = {row["variant"]: row for row in tables.load(tables.RESULTS / "train_demo.csv")}
+    rows = {row["variant"]: row for row in tables.load_all("train_demo.csv")}
     benchmark = ratio("bc100-64", "memopt fast layer", "activation_peak_bytes")
     assert abs(float(rows["fast"]["memory_ratio"]) - benchmark) <= 0.02
     assert all(float(row["loading_share"]) < 0.1 for row in rows.values())
