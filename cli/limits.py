@@ -1,7 +1,6 @@
 """`memopt limits`: the largest batch, and the deepest model, that train in a given memory."""
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from memopt.report import SCHEMA, print_as_found, stage_display
 
 from .errors import CommandError
 from .job import Job, make_job
-from .output import STDOUT, require_writable, write_document
+from .output import alone_on_stdout, require_writable, write_document
 from .target import load_target, parse_arguments, takes_argument
 from .variants import NAIVE, Variant, levels, measured, other_variants, predicted_within, with_batch
 
@@ -67,9 +66,7 @@ def limits(options: argparse.Namespace) -> int:
     memory_bytes, stdout = parse_size(options.memory, "--memory"), sys.stdout
     if options.json is not None:
         require_writable(options.json)
-    # The document alone, where it goes to stdout.
-    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
-    with alone, stage_display(sys.stderr) as on_stage:
+    with alone_on_stdout(options.json), stage_display(sys.stderr) as on_stage:
         on_stage("loading the model")
         job = make_job(options)
         variants = (NAIVE, *other_variants(options.also), *levels(job.config))

@@ -1,7 +1,6 @@
 """The command `memopt`: parse, run, print, exit status."""
 
 import argparse
-import contextlib
 import io
 import os
 import sys
@@ -34,7 +33,7 @@ from .errors import CommandError, describe
 from .job import make_job
 from .limits import limits
 from .options import build_parser
-from .output import STDOUT, require_writable, write_document
+from .output import STDOUT, alone_on_stdout, require_writable, write_document
 from .sweep import sweep
 
 DONE, NOT_EQUIVALENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -68,9 +67,7 @@ def _optimize(options: argparse.Namespace) -> int:
     if options.json is not None:
         require_writable(options.json)
     require_drawable(options)
-    # Whatever the user's file prints must not end up in the document.
-    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
-    with alone, stage_display(sys.stderr, quiet=options.quiet) as on_stage:
+    with alone_on_stdout(options.json), stage_display(sys.stderr, quiet=options.quiet) as on_stage:
         comparison = _comparison(options, on_stage)
     if options.json is not None:
         write_document(comparison_document(comparison, options.target, options.arg), options.json, stdout)
@@ -102,8 +99,7 @@ def _explain(options: argparse.Namespace) -> int:
     stdout = sys.stdout
     if options.json is not None:
         require_writable(options.json)
-    alone = contextlib.redirect_stdout(sys.stderr) if options.json == STDOUT else contextlib.nullcontext()
-    with alone, stage_display(sys.stderr) as on_stage:
+    with alone_on_stdout(options.json), stage_display(sys.stderr) as on_stage:
         on_stage("loading the model")
         job = make_job(options)
         on_stage("looking for chains")

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,6 +35,12 @@ def require_writable(path: str, option: str = "--json") -> None:
             temporary.unlink()
     except OSError as error:
         raise CommandError(f"{option} {path} cannot be written: {error.strerror}. Choose another file.") from error
+
+
+def alone_on_stdout(path: str | None) -> AbstractContextManager[object]:
+    """While it is made, whatever else is printed goes to stderr if the document goes to stdout: also what the user's
+    own file prints."""
+    return redirect_stdout(sys.stderr) if path == STDOUT else nullcontext()
 
 
 def write_document(document: Mapping[str, Any], path: str, stdout: TextIO) -> None:
