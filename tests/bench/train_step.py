@@ -156,7 +156,7 @@ def measure(
     """Figures of a training step by their fields, all of one model: building it takes longer than measuring it.
 
     Args:
-        make_model, inputs, amp: of the step.
+        make_model, inputs, amp: of the step; the model is on the GPU.
         remove: takes memopt off.
         make_naive: the model to take turns with, if any.
         lock: who is given the same file compiles beside the others and measures while none of them does.
@@ -164,7 +164,7 @@ def measure(
     if lock is None:
         return _measure(make_model, inputs, amp, remove, make_naive)
     with seeded(0, DEVICE):
-        TrainingStep(make_model().to(DEVICE), on_device(inputs, DEVICE), amp).run()  # compiles for its like, too
+        TrainingStep(make_model(), on_device(inputs, DEVICE), amp).run()  # compiles for its like, too
     clean(DEVICE)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -181,19 +181,16 @@ def _measure(
     clean(DEVICE)
     ledger = CudaLedger(DEVICE)
     with seeded(0, DEVICE):
-        step = TrainingStep(make_model().to(DEVICE), on_device(inputs, DEVICE), amp)
+        step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
         for _ in range(WARMUP):
             step.run()
         figures = observe_step(step, ledger)
         reserved_bytes = ledger.peak_reserved_bytes
-        seconds = statistics.median(_loop_seconds(step) for _ in range(TURNS))
         gpu_seconds, kernels = profiled(step)
-        beside: dict[str, float] = {}
-        if make_naive is not None:
-            naive = TrainingStep(make_naive().to(DEVICE), on_device(inputs, DEVICE), amp)
-            seconds, beside["naive_step_seconds"] = in_turns((step, naive))
-            del naive
-            gc.collect()
+        partners = [] if make_naive is None else [TrainingStep(make_naive(), on_device(inputs, DEVICE), amp)]
+        times = dict(zip(("step_seconds", "naive_step_seconds"), in_turns((step, *partners)), strict=False))
+        partners.clear()
+        gc.collect()
     kept_bytes = ledger.current_bytes
     remove(step.model)
     gc.collect()
@@ -206,10 +203,9 @@ def _measure(
         "peak_reserved_bytes": reserved_bytes,
         "saved_bytes": figures.saved_bytes,
         "retained_bytes": retained_bytes,
-        "step_seconds": seconds,
+        **times,
         "gpu_seconds": gpu_seconds,
         "kernels": kernels,
-        **beside,
     }
 
 
@@ -272,7 +268,7 @@ def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, .
 
 
 def in_turns(steps: Sequence[TrainingStep]) -> list[float]:
-    """Median seconds of a step of each model, a few steps of one after a few of the other."""
+    """Median seconds of a step of each model, a few steps of one after a few of the other, if there is one."""
     seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(1 + TURNS):  # the first warms up
         for step, own in zip(steps, seconds, strict=True):
