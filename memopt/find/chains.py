@@ -9,6 +9,7 @@ ends at its first convolution, or at the pooling behind it.
 """
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import networkx as nx
@@ -182,7 +183,7 @@ class _Finder:
                 seen.update(todo)
         return False
 
-    def _ahead(self, start: fx.Node) -> list[fx.Node] | None:
+    def _ahead(self, start: fx.Node, norm: fx.Node) -> list[fx.Node] | None:
         """What stands between a chain's last operation and the next concat (a gate on the new feature, a sum)."""
         reached: dict[fx.Node, None] = {}
         todo = list(start.users)
@@ -191,7 +192,7 @@ class _Finder:
             if node not in reached and node not in self.concats and self._may_stand_between(node):
                 reached[node] = None
                 todo += () if node in self.parts else node.users
-        features = [node for node in reached if node in self.parts]
+        features = [node for node in reached if self._is_feature(node, norm)]
         if not features:
             return None
         needed: dict[fx.Node, None] = {}
@@ -215,7 +216,7 @@ class _Finder:
         shortest: list[fx.Node] | None = None
         plain: list[fx.Node] | None = None  # as far as there is nothing but a chain's own operations
         current = norm
-        while current not in self.parts:
+        while not self._is_feature(current, norm):
             following = self._only_reader(current)
             joined = [following] if following is not None else self._joined(current)
             if joined is None:
@@ -228,12 +229,16 @@ class _Finder:
             if role is Role.CONSUMER and shortest is None:
                 shortest = list(tail)
             current = tail[-1]
-        if current in self.parts:
+        if self._is_feature(current, norm):
             return "layer", tail
-        ahead = self._ahead(current)
+        ahead = self._ahead(current, norm)
         if ahead is not None:
             return "layer", [*tail, *ahead]
         return "exit", shortest or (tail if plain is None else plain)
+
+    def _is_feature(self, node: fx.Node, norm: fx.Node) -> bool:
+        """Whether a value that a norm leads to joins a concat as an image, not as what a head has pooled to a point."""
+        return node in self.parts and (_positions(node) > 1 or _positions(norm) == 1)
 
     def _joined(self, start: fx.Node) -> list[fx.Node] | None:
         """Operations that together make one tensor of another, as x · sigmoid(x) does; the one that makes it last."""
@@ -260,6 +265,11 @@ class _Finder:
         if reader.args[0] is not node or node in operand_nodes(reader):
             return None
         return reader
+
+
+def _positions(node: fx.Node) -> int:
+    """Pixels, voxels or samples of a value, of one example and channel."""
+    return prod(node.meta["val"].shape[2:])
 
 
 def _looks_like_norm(node: fx.Node, spec: OpSpec | str | None, root: nn.Module) -> bool:

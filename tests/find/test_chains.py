@@ -9,7 +9,7 @@ from torch import nn
 
 import memopt
 from densenet_models import bc, growing, plain, signal, volumetric
-from tests.helpers import assert_exact, images
+from tests.helpers import DenseBlock, assert_exact, images
 from tests.helpers import plain as model_of
 
 
@@ -97,3 +97,36 @@ def test_look_alikes_have_no_chain(look_alike: str) -> None:
         parts = {"norm": lambda: nn.BatchNorm2d(3), "conv": lambda: nn.Conv2d(6, 3, 1)}
 
     assert _explained(bodies[look_alike], images(), **parts) == []
+
+
+def _average(f: torch.Tensor) -> torch.Tensor:
+    return F.adaptive_avg_pool2d(f, 1).flatten(1)
+
+
+def _largest(f: torch.Tensor) -> torch.Tensor:
+    return f.amax((2, 3))
+
+
+HEADS: dict[str, Callable[[nn.Module, torch.Tensor], torch.Tensor]] = {
+    "one": lambda m, f: torch.cat([f.mean((2, 3))], 1),
+    "metadata": lambda m, f: torch.cat([f.mean((2, 3)), f.new_ones(len(f), 3)], 1),
+    "average and largest": lambda m, f: torch.cat([_average(f), _largest(f)], 1),
+    "pooled, then flattened": lambda m, f: torch.cat([F.adaptive_avg_pool2d(f, 1), f.amax((2, 3), True)], 1).flatten(1),
+    "normalised": lambda m, f: m.vectors(torch.cat([_average(f), _largest(f)], 1)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_joins_pooled_features_is_no_layer_of_its_block(head: str) -> None:
+    def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return HEADS[head](m, F.relu(m.norm(m.block(x))))
+
+    parts = {"block": lambda: DenseBlock(3, 4, 3), "norm": lambda: nn.BatchNorm2d(15), "vectors": nn.Identity}
+    if head == "normalised":
+        parts["vectors"] = lambda: nn.Sequential(nn.BatchNorm1d(30), nn.Dropout(0.5), nn.Linear(30, 2))
+    model = memopt.apply(model_of(body, **parts), images(), config=memopt.Config(numerics="fast", verify=False))
+    explained = memopt.explain(model)
+
+    assert [chain.role for chain in explained.chains if chain.block == 1] == ["layer"] * 3 + ["exit"]
+    assert "Dense block 1 runs exactly" not in str(explained)
+    assert_exact(model_of(body, **parts), images())
