@@ -198,7 +198,8 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
         return Explanation(True, False, False, (), (note,))
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
-    notes = [note for note in known.notes if note != NOTHING_FOUND or not known.chains]
+    not_all_seen = known.chains or len(known.notes) > len(own.notes)
+    notes = [note for note in known.notes if note != NOTHING_FOUND or not not_all_seen]
     notes += [NOT_RUN_YET] if own.rewritten and not rewriter.ran else []
     return replace(known, notes=tuple(notes))
 

@@ -13,6 +13,11 @@ WHOLE_LATER = (
     "forward is then recorded when they are whole. Tensor parallelism is not supported."
 )
 """Why a tensor cannot be recorded; filled in with its name."""
+STRAY = (
+    "{}: uses a tensor that is no input, parameter or buffer of the model. Register it as a buffer, or pass it to "
+    "forward as an argument of its own."
+)
+"""The same of one from elsewhere; filled in with where it is used."""
 
 
 def call_as_hooked(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Run forward on fake tensors and write every call into torch down as an fx node."""
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from memopt.capture.calls import call_of, enclosed, has_tensor, is_mutation, overwritten, tensors_in, versions
+from memopt.capture.calls import call_of, has_tensor, is_mutation, overwritten, tensors_in, versions
 from memopt.capture.contexts import (
     context,
     enter_autocast,
@@ -28,10 +27,11 @@ from memopt.capture.contexts import (
     without_backward,
 )
 from memopt.capture.fake_state import fake_of, fake_state
-from memopt.capture.frozen import frozen
-from memopt.capture.hooked import WHOLE_LATER, call_as_hooked
+from memopt.capture.frozen import PLAIN, frozen
+from memopt.capture.hooked import STRAY, WHOLE_LATER, call_as_hooked
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, is_torchs, settings, without_batch_counter
+from memopt.capture.results import TAKES_PART, holds_tensor, opened, parts_of, refuse_closed
 from memopt.capture.side_effects import refusing_side_effects, require_unchanged
 from memopt.capture.source import user_line, with_sources
 from memopt.capture.watcher import Watcher, reads_once
@@ -111,15 +111,12 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 "Check the shapes and dtypes of the inputs."
             ) from error
         require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
-        flat, output_spec = pytree.tree_flatten(result)
+        flat, output_spec = pytree.tree_flatten(opened(result))
         recorder.output(flat)
     if outer_mode is not None:  # parameters of a predicted step were cast, unseen: it shall cast them itself
         torch.clear_autocast_cache()
     graph = recorder.finish()
     return Captured(graph, output_spec, tuple(graph.nodes), recorder.switches_context)
-
-
-_STRAY = "{}: uses a tensor that is no input, parameter or buffer of the model. Register it as a buffer."
 
 
 class _Recorder(TorchFunctionMode):
@@ -159,7 +156,7 @@ class _Recorder(TorchFunctionMode):
     def finish(self) -> fx.Graph:
         """The graph without the parts of tuples and the state that nobody read."""
         for node in reversed(self.graph.nodes):
-            if not node.users and (node.op == "get_attr" or node.target is operator.getitem):
+            if not node.users and (node.op == "get_attr" or node.target in TAKES_PART):
                 self.graph.erase_node(node)
         return self.graph
 
@@ -185,7 +182,7 @@ class _Recorder(TorchFunctionMode):
         """Before a call, which could write to them: tensors from elsewhere are no part of the recording."""
         if not all(isinstance(tensor, FakeTensor) for tensor in tensors_in(arguments)):
             self.last_source = user_line()
-            raise CaptureError(_STRAY.format(self.last_source or "forward"))
+            raise CaptureError(STRAY.format(self.last_source or "forward"))
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that forward calls: looked into if it is the user's own."""
@@ -211,6 +208,7 @@ class _Recorder(TorchFunctionMode):
         before = versions((args, kwargs))
         with inside_leaf(), torch._C.DisableTorchFunction(), without_batch_counter(module):
             result = call_as_hooked(module, args, kwargs)
+        refuse_closed(result, path)
         node = self._record("call_module", path, args, kwargs, result)
         node.meta["hooked"] = has_hooks(module)
         node.meta["boundary"] = not is_torchs(module)
@@ -282,10 +280,9 @@ class _Recorder(TorchFunctionMode):
             else:
                 self._without_gradient.discard(id(result))
             self._alive.append(result)
-        elif isinstance(result, (tuple, list)):
-            for index, part in enumerate(result):
-                if has_tensor(part):
-                    self._bind(part, self.graph.call_function(operator.getitem, (node, index)))
+        else:
+            for take, key, part in parts_of(result):
+                self._bind(part, self.graph.call_function(take, (node, key)))
 
     def _arguments(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -299,8 +296,10 @@ class _Recorder(TorchFunctionMode):
         return self._argument(value)
 
     def _argument(self, value: Any) -> Any:
+        if isinstance(value, PLAIN):
+            return value
         if not isinstance(value, torch.Tensor):
-            if has_tensor(value) or has_tensor(enclosed(value)):
+            if holds_tensor(value):
                 raise CaptureError(f"{self.last_source}: a tensor inside a {type(value).__name__} cannot be recorded.")
             return value
         node = self._nodes.get(id(value))
@@ -312,7 +311,7 @@ class _Recorder(TorchFunctionMode):
         if node is None:
             name = self.state_names.get(id(value))
             if name is None:
-                raise CaptureError(_STRAY.format(self.last_source or "forward"))
+                raise CaptureError(STRAY.format(self.last_source or "forward"))
             if name in self._in_pieces:
                 raise CaptureError(WHOLE_LATER.format(name))
             node = self.graph.create_node("get_attr", name)

@@ -59,8 +59,9 @@ def with_boundaries(
     for path, chain in chains:
         if chain.block:
             numbers.setdefault((path, chain.block), len(numbers) + 1)
-    told = [(b, explanation) for b, explanation in inside if explanation.chains or not explanation.captured]
-    notes = [f"{boundary.path}: {note}" for boundary, explanation in told for note in explanation.notes]
+    notes = [f"{b.path}: {note}" for b, known_inside in inside if known_inside.chains for note in known_inside.notes]
+    later = [b.path for b, known_inside in inside if not known_inside.captured]
+    notes += [f"{path} has hooks: it is recorded at its first training forward." for path in later]
     return replace(
         known,
         ran=known.ran or any(explanation.ran for _, explanation in inside),

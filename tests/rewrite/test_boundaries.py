@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -161,6 +163,71 @@ def test_a_model_of_hooked_containers_alone() -> None:
 
     assert_trains_alike(naive, model, images(), at_least=3)
     assert memopt.explain(model).notes == ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a block may return."""
+
+    features: torch.Tensor
+
+
+class Opaque:
+    """Another thing that it may return, into which nobody can look."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features = features
+
+
+WRAPS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "dict": lambda f: {"features": f},
+    "list": lambda f: [f],
+    "dataclass": Result,
+    "opaque": Opaque,
+}
+
+
+class Wrapping(nn.Module):
+    """A dense block that returns its features inside something."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner = dense_net().block1
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return WRAPS[self.kind](self.inner(x))
+
+
+def _wrapping(kind: str) -> nn.Module:
+    def body(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        result: Any = self.block(self.stem(x))
+        key: Any = {"dict": "features", "list": 0}.get(kind)
+        return F.relu(self.norm(result.features if key is None else result[key]))
+
+    model = plain(body, stem=lambda: nn.Conv2d(3, 6, 1), block=lambda: Wrapping(kind), norm=lambda: nn.BatchNorm2d(18))
+    model.block.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "dataclass"])
+def test_a_container_may_return_its_features_inside_another(kind: str) -> None:
+    model = memopt.apply(_wrapping(kind), images())
+
+    assert memopt.explain(model).notes == ("block has hooks: it is recorded at its first training forward.",)
+    assert_trains_alike(_wrapping(kind), model, images(), at_least=3)
+    assert memopt.explain(model).notes == ()
+
+
+def test_a_container_that_returns_something_else_is_rewritten_within_and_the_reason_told() -> None:
+    model = memopt.apply(_wrapping("opaque"))
+
+    with pytest.warns(UserWarning, match="memopt left") as told:
+        assert_trains_alike(_wrapping("opaque"), model, images(), at_least=3)
+    assert any("block has hooks and returns a Opaque, into which" in str(warning.message) for warning in told)
+    assert {chain.module for chain in memopt.explain(model).rewritten} == {
+        f"block.inner.layers.{n}.norm1" for n in range(3)
+    }
 
 
 class Branching(nn.Module):

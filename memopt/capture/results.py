@@ -1,0 +1,118 @@
+"""What a forward returns besides tensors, tuples, lists and dicts: dataclasses are opened, other objects are not."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from memopt.capture.calls import enclosed
+from memopt.capture.frozen import PLAIN
+from memopt.capture.source import user_line
+from memopt.errors import CaptureError
+
+TAKES_PART: tuple[Callable[..., Any], ...] = (operator.getitem, getattr)
+"""What takes a part out of a call's result."""
+_MOST_PARTS = 1000
+"""Objects inside one value that are looked at."""
+_CLOSED = (nn.Module, type, ModuleType)
+"""Objects that are no results, whatever they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A dataclass instance as its class and attributes; as a tree it is built again from them."""
+
+    kind: type
+    attributes: dict[str, Any]
+
+    def built(self) -> Any:
+        """Another instance: as a copy is made, without `__init__`, which has done its work on these values."""
+        instance: Any = object.__new__(self.kind)
+        for name, value in self.attributes.items():
+            object.__setattr__(instance, name, value)  # also where the class is frozen
+        return instance
+
+
+pytree.register_pytree_node(
+    _Opened,
+    lambda opened: (list(opened.attributes.values()), (opened.kind, tuple(opened.attributes))),
+    lambda values, context: _Opened(context[0], dict(zip(context[1], values, strict=True))).built(),
+)
+
+
+def opened(value: Any) -> Any:
+    """A value in which instances of dataclasses that hold tensors are trees, too, and are rebuilt as what they were."""
+
+    def open_one(leaf: Any) -> Any:
+        if not _is_open(leaf):
+            return leaf
+        return _Opened(type(leaf), {name: opened(held) for name, held in _attributes_of(leaf).items()})
+
+    return pytree.tree_map(open_one, value)
+
+
+def parts_of(result: Any) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
+    """The parts of a call's result that hold tensors, each with the function and the key that take it out."""
+    take: Callable[..., Any] = operator.getitem
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(result, dict):
+        parts = result.items()
+    elif isinstance(result, (tuple, list)):
+        parts = enumerate(result)
+    elif _is_open(result):
+        take, parts = getattr, _attributes_of(result).items()
+    yield from ((take, key, part) for key, part in parts if holds_tensor(part))
+
+
+def refuse_closed(result: Any, path: str) -> None:
+    """What the module at `path`, which is not looked into, returns has to be something that can be taken apart."""
+    if not isinstance(result, (torch.Tensor, tuple, list, dict)) and not _is_open(result) and holds_tensor(result):
+        raise CaptureError(
+            f"{user_line()}: {path} has hooks and returns a {type(result).__name__}, into which a recording cannot "
+            "look. Return a tensor, a tuple, a list, a dict or a dataclass."
+        )
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a value is an instance of a dataclass of which another can be made, with a tensor somewhere in it."""
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, (*_CLOSED, dict, list, tuple))
+    return is_instance and not isinstance(value, torch.Tensor) and holds_tensor(value)
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes that an object itself has, in `__dict__` and in slots."""
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    return {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or has one inside: in a container, an object's attributes, a function's variables."""
+    todo, seen = [value], set[int]()
+    while todo and len(seen) < _MOST_PARTS:
+        current = todo.pop()
+        if isinstance(current, torch.Tensor):
+            return True
+        if isinstance(current, (PLAIN, *_CLOSED)) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, dict):
+            todo += current.values()
+        elif isinstance(current, (tuple, list, set, frozenset)):
+            todo += current
+        elif isinstance(current, FunctionType):
+            todo += enclosed(current)
+        if not isinstance(current, MethodType):
+            todo += _attributes_of(current).values()
+    return False
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    names = kind.__dict__.get("__slots__", ())
+    each = (names,) if isinstance(names, str) else tuple(names)
+    return tuple(name for name in each if name not in ("__dict__", "__weakref__"))

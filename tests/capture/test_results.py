@@ -1,0 +1,116 @@
+"""What a forward may return: trees and dataclasses are built again at each call, nothing else is guessed."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import memopt
+from memopt.capture.results import holds_tensor, opened
+from tests.helpers import assert_same, dense_net, images, rewritten_copy
+
+
+@dataclass
+class Scores:
+    """With an attribute that is no field and a method that a user may call."""
+
+    logits: torch.Tensor
+    name: str = "scores"
+    parts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.doubled = self.logits * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Of another dataclass."""
+
+    scores: Scores
+    count: int
+
+
+class Plain:
+    """No dataclass."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+
+@dataclass
+class Fields(dict[str, torch.Tensor]):
+    """As some libraries' results are: a dict and a dataclass at once."""
+
+    logits: torch.Tensor
+
+
+class Returning(nn.Module):
+    """A dense net whose scores are wrapped."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner = dense_net()
+        self.wrap = wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(F.log_softmax(self.inner(x), 1))
+
+
+def nested(x: torch.Tensor) -> Any:
+    return {"all": (Frozen(Scores(x, "named", {"both": [x.sum(), x.mean()]}), len(x)), None)}
+
+
+def losses_and_gradients(model: nn.Module, logits: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
+    result = logits(model(images()))
+    result.square().sum().backward()
+    return {"result": result.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+
+
+@pytest.mark.parametrize("wrap", [Scores, nested], ids=["dataclass", "nested"])
+def test_dataclasses_are_rebuilt(wrap: Callable[[torch.Tensor], Any]) -> None:
+    def scores(result: Any) -> Any:
+        return result if wrap is Scores else result["all"][0].scores
+
+    naive = Returning(wrap)
+    model = rewritten_copy(naive)
+    for _ in range(2):
+        assert_same(*(losses_and_gradients(m, lambda result: scores(result).doubled) for m in (naive, model)))
+        first, second = model(images()), model(images())
+        assert type(first) is type(naive(images()))
+        assert scores(first) is not scores(second)
+        assert scores(first).logits.grad_fn is not None
+        assert scores(first).name == ("scores" if wrap is Scores else "named")
+        if wrap is nested:
+            kept = first["all"][0]
+            assert (type(kept), kept.count, first["all"][1]) == (Frozen, 2, None)
+            assert scores(first).parts["both"][0].grad_fn is not None
+    assert len(memopt.explain(model).rewritten) == 7
+
+
+@pytest.mark.parametrize("wrap", [Plain, Fields, lambda x: lambda: x], ids=["object", "dict and dataclass", "function"])
+def test_what_cannot_be_looked_into_is_made_by_the_users_forward(wrap: Callable[[torch.Tensor], Any]) -> None:
+    def logits(result: Any) -> Any:
+        return result.logits if hasattr(result, "logits") else result()
+
+    naive = Returning(wrap)
+    model = memopt.apply(copy.deepcopy(naive))
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        found = losses_and_gradients(model, logits)
+
+    assert_same(losses_and_gradients(naive, logits), found)
+    assert len(memopt.explain(model).rewritten) == 7
+
+
+def test_whether_a_value_holds_a_tensor() -> None:
+    x = torch.zeros(1)
+    circle: list[Any] = []
+    circle.append(circle)
+
+    assert all(map(holds_tensor, [x, [x], {"a": (x,)}, Plain(x), Scores(x), lambda: x, Plain([Plain(x)])]))  # type: ignore[arg-type]
+    assert not any(map(holds_tensor, [None, 3, "x", circle, nn.Linear(1, 1), torch.float32, lambda: 3, Plain]))
+    assert opened([3, "x", None]) == [3, "x", None]
