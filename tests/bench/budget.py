@@ -71,7 +71,7 @@ def rows(
             with DEVICE:  # where weights are drawn sooner
                 return change(work.make())
 
-        figures = measure(make, inputs, work.amp, lock=lock if "compile" in variant else None)
+        figures = measure(make, inputs, work.amp, lock=lock, compiles="compile" in variant)
         row = {"table": table, "numerics": numerics, "variant": variant}
         return dict.fromkeys(FIELDS) | row | {key: figures[key] for key in MEASURED} | more | provenance()
 

@@ -20,6 +20,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import memopt
 from densenet_models import bc
-from memopt.measure.memory import CudaLedger, clean, leave, observe_step
+from memopt.measure.memory import CudaLedger, clean, is_out_of_memory, leave, observe_step
 from memopt.measure.predict import predict_step
 from memopt.measure.step import TrainingStep, on_device, seeded
 
@@ -71,7 +72,7 @@ EXPANDABLE = "memopt fast layer, expandable segments"
 DEPTHS = (40, 100, 196, 400)
 WARMUP, PROFILED_STEPS = 3, 5
 TURNS, STEPS_A_TURN = 7, 6
-LOCK_HELP = "a file: runs that share it compile side by side, and measure one at a time"
+LOCK_HELP = "a file: runs that share it measure one at a time, and compile side by side"
 TABLES: dict[str, Work] = {
     "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
     "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
@@ -133,12 +134,13 @@ def rows(table: str, variants: list[str], deadline: float, lock: Path | None = N
         torch.cuda.memory._set_allocator_settings(f"expandable_segments:{name == EXPANDABLE}")
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         if name == GRAPHED:
-            seconds = _replayed(make, inputs, work.amp)
+            with _alone(lock):
+                seconds = _replayed(make, inputs, work.amp)
             yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, "step_seconds": seconds, **provenance()}
             continue
         alone = name == "naive" or name == EXPANDABLE or "cudnn" in name  # naive runs without
         naive = None if alone else partial(make, leave)
-        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive, lock)
+        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive, lock, name in COMPILED)
         torch._dynamo.reset()
         if name == REDUCED:
             measured |= dict.fromkeys(UNSEEN)
@@ -152,6 +154,7 @@ def measure(
     remove: Change = leave,
     make_naive: Callable[[], nn.Module] | None = None,
     lock: Path | None = None,
+    compiles: bool = False,
 ) -> dict[str, Any]:
     """Figures of a training step by their fields, all of one model: building it takes longer than measuring it.
 
@@ -159,16 +162,33 @@ def measure(
         make_model, inputs, amp: of the step; the model is on the GPU.
         remove: takes memopt off.
         make_naive: the model to take turns with, if any.
-        lock: who is given the same file compiles beside the others and measures while none of them does.
+        lock: who is given the same file measures while none of the others does.
+        compiles: for minutes at its first step, which is made beforehand then, beside the others.
     """
-    if lock is None:
+    if lock is not None and compiles:
+        _compile(make_model, inputs, amp)
+    with _alone(lock):
         return _measure(make_model, inputs, amp, remove, make_naive)
-    with seeded(0, DEVICE):
-        TrainingStep(make_model(), on_device(inputs, DEVICE), amp).run()  # compiles for its like, too
+
+
+def _compile(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None) -> None:
+    """A step of a model, which compiles for its like, too."""
+    try:
+        with seeded(0, DEVICE):
+            TrainingStep(make_model(), on_device(inputs, DEVICE), amp).run()
+    except Exception as error:
+        if not is_out_of_memory(error):  # beside the others; what is not compiled yet is when it is measured
+            raise
     clean(DEVICE)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return _measure(make_model, inputs, amp, remove, make_naive)
+
+
+@contextmanager
+def _alone(lock: Path | None) -> Iterator[None]:
+    """While none of those is here that are given the same file."""
+    with nullcontext() if lock is None else lock.open("w") as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _measure(

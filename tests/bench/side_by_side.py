@@ -1,0 +1,120 @@
+"""Tables that take torch.compile's minutes: rivals compile beside one another on one GPU, and measure one at a time.
+
+    PYTHONPATH=. python tests/bench/side_by_side.py steps --out tests/bench/results/train_step.csv
+    PYTHONPATH=. python tests/bench/side_by_side.py rivals --out tests/bench/results/train_step.csv
+    PYTHONPATH=. python tests/bench/side_by_side.py budgets --out tests/bench/results/budget.csv
+
+"steps" and "rivals" are all tables of `train_step.py`: without torch.compile in one process, with it in a process for
+each variant (predictions are filled in afterwards, see there). "budgets" are those of `budget.py` and their rivals. The
+rows of all are appended to one CSV file, in the order of the jobs; what they print goes to one log beside it. The run
+stops by itself after `--seconds` and keeps the rows that there are.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from budget import RIVALS
+from train_step import COMPILED, TABLES
+
+HERE = Path(__file__).parent
+Job = tuple[str, ...]
+"""A script of this folder and its arguments."""
+
+
+def steps() -> Iterator[Job]:
+    """All tables but for torch.compile."""
+    plain = dict.fromkeys(v for work in TABLES.values() for v in work.variants if v not in COMPILED)
+    yield "train_step.py", *TABLES, "--no-prediction", "--variants", *plain
+
+
+def rivals() -> Iterator[Job]:
+    """What `steps` leaves out."""
+    for name, work in TABLES.items():
+        for variant in (v for v in work.variants if v in COMPILED):
+            yield "train_step.py", name, "--no-prediction", "--variants", variant
+
+
+def budgets() -> Iterator[Job]:
+    """Budgets on fused kernels, and what compares with them."""
+    plain = [rival for rival in RIVALS if "compile" not in rival]
+    for table in ("bc100-64", "densenet121-64"):
+        yield "budget.py", "--tables", table, "--numerics", "fast", "--rivals", *plain
+        for rival in (r for r in RIVALS if r not in plain):
+            yield "budget.py", "--tables", table, "--numerics", "fast", "--no-budgets", "--rivals", rival
+
+
+JOBS = {"steps": steps, "rivals": rivals, "budgets": budgets}
+
+
+def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float) -> list[int | None]:
+    """Run the jobs at once and join their rows; exit statuses, None where one ran out of time.
+
+    Args:
+        jobs: each takes `--out`, `--lock` and `--seconds`.
+        out: CSV file that the rows are appended to.
+        log: what they print.
+        seconds: all of them are stopped then.
+    """
+    deadline = time.monotonic() + seconds
+    threads = max((os.cpu_count() or 1) // len(jobs), 1)  # each would start as many as there are cores
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder, log.open("a") as file:
+        parts = [Path(folder) / f"{number}.csv" for number in range(len(jobs))]
+        running = []
+        for (script, *arguments), part in zip(jobs, parts, strict=True):
+            # In time for the job to stop by itself before it is stopped.
+            ends = ("--out", str(part), "--lock", f"{folder}/lock", "--seconds", f"{0.9 * seconds:.0f}")
+            command = [sys.executable, str(HERE / script), *arguments, *ends]
+            running.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
+        try:
+            statuses = [_status(process, deadline) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        _join(parts, out)
+    return statuses
+
+
+def _status(process: subprocess.Popen[bytes], deadline: float) -> int | None:
+    try:
+        return process.wait(max(deadline - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _join(parts: Sequence[Path], out: Path) -> None:
+    """Whole lines only: a job that was stopped may have been writing one."""
+    for part in parts:
+        head, *rows = part.read_text().splitlines(keepends=True) if part.exists() else [""]
+        whole = [row for row in rows if row.endswith("\n")]
+        if whole:
+            new = not out.exists()
+            with out.open("a") as file:
+                file.writelines([head, *whole] if new else whole)
+
+
+def main() -> None:
+    """Run them and say which did not end well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=JOBS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=520.0)
+    options = parser.parse_args()
+    jobs = list(JOBS[options.which]())
+    log = options.out.with_suffix(".log")
+    statuses = run(jobs, options.out, log, options.seconds)
+    for job, status in zip(jobs, statuses, strict=True):
+        if status != 0:
+            print(f"{' '.join(job)}: {'out of time' if status is None else f'exit status {status}'}, see {log}")
+    raise SystemExit(any(status != 0 for status in statuses))
+
+
+if __name__ == "__main__":
+    main()
