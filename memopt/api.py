@@ -146,7 +146,7 @@ def _rewriting(config: Config) -> Rewriting:
         _install(remove(model), Shared(plain, levels=levels))
         return model
 
-    return Rewriting(remove, at, explain, "fast" if plain.numerics == "fast" else "exact")
+    return Rewriting(remove, at, explain)
 
 
 def _descend(module: nn.Module, shared: Shared, path: str) -> None:

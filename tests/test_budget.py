@@ -97,6 +97,23 @@ def test_what_fits_as_it_is_stays_as_it_is() -> None:
     assert any("stays as it is" in note for note in explanation.notes)
 
 
+def test_a_model_without_fused_kernels_is_planned_as_it_runs() -> None:
+    def groups() -> nn.Module:
+        model = small()
+        for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]:
+            model.set_submodule(name, nn.GroupNorm(1, module.num_features))
+        return model
+
+    def planned(budget: str) -> memopt.MemoryPlan:
+        return memopt.plan_memory(groups(), batch(4), config=memopt.Config(numerics="fast", memory_budget=budget))
+
+    plan = planned("100GiB")
+    assert plan.numerics == "exact"
+    assert plan.untouched
+    with pytest.raises(memopt.BudgetError, match="numerics exact"):
+        planned("1MiB")
+
+
 def test_a_model_that_fits_stays_as_it_is_where_memopt_needs_more() -> None:
     """Without a linear layer the naive step takes no workspaces of cuBLAS; memopt's kernels do."""
 

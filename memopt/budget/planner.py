@@ -6,7 +6,6 @@ computes again. From these `plan.choice` finds the quickest levels within the bu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -35,13 +34,11 @@ class Rewriting:
         remove: takes memopt off a model.
         apply: with the level of each layer by its path, or one level for all.
         explain: what was done with a model.
-        numerics: with whose kernels that is, as `Config.numerics` has it.
     """
 
     remove: Callable[[nn.Module], nn.Module]
     apply: Callable[[nn.Module, Level | Mapping[str, Level]], nn.Module]
     explain: Callable[[nn.Module], Explanation]
-    numerics: Literal["exact", "fast"]
 
 
 def plan_within(
@@ -87,9 +84,9 @@ class _Planner:
 
     def plan(self) -> MemoryPlan:
         """The quickest levels."""
-        # Eager is as quick as exact kernels: what fits may stay as it is. Where memopt needs no less, it does anyway.
-        may_stay = self._rewriting.numerics == "exact"
         layer = self._rewritten("layer")
+        # Eager is as quick as exact kernels: what fits may stay as it is. Where memopt needs no less, it does anyway.
+        may_stay = layer.numerics == "exact"
         naive = self._predicted(leave) if may_stay or _may_need_more_than_naive(layer) else None
         if naive is not None and naive.peak_bytes <= self._usable_bytes:
             reason = _reason_to_stay(naive, layer, may_stay)
@@ -97,7 +94,7 @@ class _Planner:
                 kept = tuple(
                     PlannedLayer(c.module, c.block, "keep", c.saved_bytes, 0.0, 0.0, 0.0) for c in layer.chains
                 )
-                return self._plan(kept, naive, stays_because=reason)
+                return self._plan(kept, naive, layer, stays_because=reason)
         uniform = {level: self._rewritten(level) for level in useful_levels(layer.chains)} | {"layer": layer}
         layers = layers_of(uniform, self._target)
         stages = stages_of(uniform, layers)
@@ -105,9 +102,9 @@ class _Planner:
         least_bytes = _budget_for(min(p.peak_bytes for p in (least[1], naive) if p is not None))
         levels, whole = self._fitting(stages) or least
         if whole.peak_bytes > self._usable_bytes:
-            raise self._too_little(least_bytes)
+            raise self._too_little(least_bytes, layer)
         blocks = {chain.module: chain.block for chain in layer.chains}
-        return self._plan(_planned(levels, layers, blocks), whole, least_bytes)
+        return self._plan(_planned(levels, layers, blocks), whole, layer, least_bytes)
 
     def _fitting(self, stages: list[Stage]) -> tuple[dict[str, Level], Predicted] | None:
         """The quickest levels that are predicted to fit, as a whole."""
@@ -134,12 +131,12 @@ class _Planner:
         choices = [(nothing, layer)] if levels == nothing else [(nothing, layer), (levels, self._rewritten(levels))]
         return min(choices, key=lambda choice: choice[1].peak_bytes)
 
-    def _too_little(self, least_bytes: int) -> BudgetError:
+    def _too_little(self, least_bytes: int, layer: Predicted) -> BudgetError:
         return BudgetError(
             # The budget is rounded down and the least up, so that they never look alike.
             f"The memory budget is {self._budget_bytes // MIB:,} MiB; the least that a training step of "
             f"{type(self._make_model()).__name__} can be kept within is {whole_mebibytes(least_bytes)} (predicted for "
-            f"a {self._target.name}, numerics {self._rewriting.numerics}). Give that, or choose a smaller batch.",
+            f"a {self._target.name}, numerics {layer.numerics}). Give that, or choose a smaller batch.",
             least_bytes,
         )
 
@@ -147,13 +144,14 @@ class _Planner:
         self,
         layers: tuple[PlannedLayer, ...],
         whole: Predicted,
+        layer: Predicted,
         least_bytes: int | None = None,
         stays_because: str | None = None,
     ) -> MemoryPlan:
         return MemoryPlan(
             budget_bytes=self._budget_bytes,
             target=self._target.name,
-            numerics=self._rewriting.numerics,
+            numerics=layer.numerics,
             layers=layers,
             peak_allocated_bytes=whole.peak_bytes,
             largest_peak_bytes=known(whole.prediction.largest.peak_allocated_bytes),

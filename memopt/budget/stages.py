@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from memopt.ir import ChainReport, Level
 from memopt.measure.predict import Prediction
@@ -22,6 +23,11 @@ class Predicted:
     def peak_bytes(self) -> int:
         """Allocated, workspaces that were never measured at their estimates."""
         return known(self.prediction.figures.peak_allocated_bytes)
+
+    @property
+    def numerics(self) -> Literal["exact", "fast"]:
+        """With whose kernels it is: "fast" where any chain runs on fused ones."""
+        return "fast" if any(chain.numerics == "fast" for chain in self.chains) else "exact"
 
 
 def useful_levels(chains: tuple[ChainReport, ...]) -> tuple[Level, ...]:

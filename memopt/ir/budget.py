@@ -44,7 +44,7 @@ class MemoryPlan:
     Attributes:
         budget_bytes: of everything allocated: parameters, gradients, momentum and activations.
         target: the machine predicted for.
-        numerics: with whose kernels, as `Config.numerics` has it.
+        numerics: "fast" where any layer runs on fused kernels.
         layers: in the order of forward.
         peak_allocated_bytes: predicted for a step with these levels.
         largest_peak_bytes: the same if every workspace that was never measured took as much as it may: an upper bound.
