@@ -31,9 +31,9 @@ from memopt.capture.frozen import PLAIN, frozen
 from memopt.capture.hooked import STRAY, WHOLE_LATER, call_as_hooked
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, is_torchs, settings, without_batch_counter
-from memopt.capture.results import TAKES_PART, holds_tensor, opened, parts_of, refuse_closed
 from memopt.capture.side_effects import refusing_side_effects, require_unchanged
 from memopt.capture.source import user_line, with_sources
+from memopt.capture.trees import TAKES_PART, flattened, holds_tensor, parts_of, refuse_closed
 from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
 from memopt.ir import has_hooks, is_in_pieces
@@ -71,7 +71,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
     Raises:
         CaptureError: forward cannot be written as a graph; the message says why and where.
     """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves, spec = flattened((args, kwargs))
     outer_mode = detect_fake_mode(leaves)
     mode = outer_mode or FakeTensorMode()
     recorder = _Recorder(root)
@@ -111,7 +111,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                 "Check the shapes and dtypes of the inputs."
             ) from error
         require_unchanged(root, (fakes, spec), (fake_args, fake_kwargs), leaves_before == [frozen(x) for x in leaves])
-        flat, output_spec = pytree.tree_flatten(opened(result))
+        flat, output_spec = flattened(result)
         recorder.output(flat)
     if outer_mode is not None:  # parameters of a predicted step were cast, unseen: it shall cast them itself
         torch.clear_autocast_cache()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from memopt.capture.frozen import (
     PLAIN,
@@ -22,6 +21,7 @@ from memopt.capture.frozen import (
 )
 from memopt.capture.places import Place, module_places, outside_places, where_used
 from memopt.capture.source import user_line
+from memopt.capture.trees import flattened
 from memopt.errors import CaptureError
 
 
@@ -66,7 +66,7 @@ def require_unchanged(root: nn.Module, given: tuple[list[Any], Any], now: Any, s
     Raises:
         CaptureError: forward changed one of its arguments.
     """
-    leaves, spec = pytree.tree_flatten(now)
+    leaves, spec = flattened(now)
     same = len(leaves) == len(given[0]) and all(a is b for a, b in zip(leaves, given[0], strict=True))
     if not same or spec != given[1] or not same_objects:
         code = inspect.unwrap(type(root).forward).__code__

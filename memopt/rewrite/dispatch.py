@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from memopt.capture import Place, is_recording, outside_places, outside_signature
+from memopt.capture import Place, flattened, is_recording, outside_places, outside_signature
 from memopt.errors import CaptureError
 from memopt.ir import Explanation, first_names
 from memopt.rewrite.install import installed
@@ -87,7 +87,7 @@ class Rewriter:
         """The rewritten forward where gradients are recorded and it can run; else the module's own."""
         if not torch.is_grad_enabled() or _under_another_tool() or self._gave_up():
             return plain(module, *args, **kwargs)
-        leaves, _ = pytree.tree_flatten((args, kwargs))
+        leaves, _ = flattened((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if not tensors or not all(type(t) in (torch.Tensor, nn.Parameter, FakeTensor) for t in tensors):
             return plain(module, *args, **kwargs)
@@ -175,7 +175,7 @@ def _but_for(module: nn.Module) -> str:
 
 
 def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves, spec = flattened((args, kwargs))
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
     # Replicas of nn.DataParallel differ from their original in bookkeeping alone, but live on other devices.
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))

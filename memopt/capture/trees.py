@@ -1,4 +1,4 @@
-"""What a forward returns besides tensors, tuples, lists and dicts: dataclasses are opened, other objects are not."""
+"""What goes into a forward and comes out of it, as trees: dataclasses are opened, other objects are not."""
 
 import dataclasses
 import operator
@@ -21,7 +21,7 @@ TAKES_PART: tuple[Callable[..., Any], ...] = (operator.getitem, getattr)
 _MOST_PARTS = 1000
 """Objects inside one value that are looked at."""
 _CLOSED = (nn.Module, type, ModuleType)
-"""Objects that are no results, whatever they hold."""
+"""Objects that are no trees, whatever they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,19 @@ pytree.register_pytree_node(
 )
 
 
-def opened(value: Any) -> Any:
-    """A value in which instances of dataclasses that hold tensors are trees, too, and are rebuilt as what they were."""
+def flattened(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """As `pytree.tree_flatten`; instances of dataclasses that hold tensors are trees, too, and are built again."""
+    leaves, spec = pytree.tree_flatten(value)
+    if all(isinstance(leaf, (torch.Tensor, PLAIN)) for leaf in leaves):
+        return leaves, spec
+    return pytree.tree_flatten(pytree.tree_map(_opened, value))
 
-    def open_one(leaf: Any) -> Any:
-        if not _is_open(leaf):
-            return leaf
-        return _Opened(type(leaf), {name: opened(held) for name, held in _attributes_of(leaf).items()})
 
-    return pytree.tree_map(open_one, value)
+def _opened(leaf: Any) -> Any:
+    if not _is_open(leaf):
+        return leaf
+    held = {name: pytree.tree_map(_opened, each) for name, each in _attributes_of(leaf).items()}
+    return _Opened(type(leaf), held)
 
 
 def parts_of(result: Any) -> Iterator[tuple[Callable[..., Any], Any, Any]]:

@@ -1,4 +1,4 @@
-"""What a forward may return: trees and dataclasses are built again at each call, nothing else is guessed."""
+"""What a forward may take and return: trees and dataclasses are built again at each call, nothing else is guessed."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memopt
-from memopt.capture.results import holds_tensor, opened
+from memopt.capture.trees import flattened, holds_tensor
 from tests.helpers import assert_same, dense_net, images, rewritten_copy
 
 
@@ -113,4 +113,57 @@ def test_whether_a_value_holds_a_tensor() -> None:
 
     assert all(map(holds_tensor, [x, [x], {"a": (x,)}, Plain(x), Scores(x), lambda: x, Plain([Plain(x)])]))  # type: ignore[arg-type]
     assert not any(map(holds_tensor, [None, 3, "x", circle, nn.Linear(1, 1), torch.float32, lambda: 3, Plain]))
-    assert opened([3, "x", None]) == [3, "x", None]
+    assert flattened([3, "x", Plain])[0] == [3, "x", Plain]
+
+
+@dataclass
+class Sample:
+    """What a loader may hand over."""
+
+    image: torch.Tensor
+    scale: float = 1.0
+    weights: list[torch.Tensor] | None = None
+    seen: int = 0
+
+
+class Taking(nn.Module):
+    """A dense net that takes its images inside a dataclass."""
+
+    def __init__(self, counts: bool = False) -> None:
+        super().__init__()
+        self.inner = dense_net()
+        self.counts = counts
+
+    def forward(self, sample: Sample) -> torch.Tensor:
+        sample.seen += self.counts
+        result = self.inner(sample.image) * sample.scale
+        return result if sample.weights is None else result * sample.weights[0]
+
+
+def gradients(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(sample).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_dataclasses_as_inputs_are_recorded() -> None:
+    naive = Taking()
+    model = rewritten_copy(naive)
+    weights = torch.rand(5, requires_grad=True)
+    samples = [Sample(images()), Sample(images(seed=2)), Sample(images(), 0.5), Sample(images(3), 0.5, [weights])]
+    for sample in samples:
+        assert_same(*(gradients(m, sample) for m in (naive, model)))
+    assert len(memopt.explain(model).rewritten) == 7
+    assert_same(
+        {"weights": weights.grad / 2}, {"weights": torch.autograd.grad(naive(samples[3]).square().sum(), weights)[0]}
+    )
+
+
+def test_a_forward_that_changes_such_an_input_is_left_alone() -> None:
+    naive = Taking(counts=True)
+    model = memopt.apply(copy.deepcopy(naive))
+    sample = Sample(images())
+    with pytest.warns(UserWarning, match="forward changes one of its arguments"):
+        found = gradients(model, sample)
+    assert sample.seen == 1
+    assert_same(gradients(naive, sample), found)
