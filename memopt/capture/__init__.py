@@ -13,13 +13,11 @@ from memopt.capture.places import Place, outside_places, outside_signature
 from memopt.capture.recorder import Captured, capture
 from memopt.capture.side_effects import keeping_python_values
 from memopt.capture.source import replaying_sources
-from memopt.capture.trees import flattened
 
 __all__ = [
     "Captured",
     "Place",
     "capture",
-    "flattened",
     "frozen",
     "has_users_code",
     "is_recording",

@@ -1,6 +1,5 @@
 """What one call into torch is: how the graph spells it, whether tensors go in or out, whether it changes any."""
 
-from types import CellType
 from typing import Any
 
 import torch
@@ -16,12 +15,6 @@ def call_of(func: Any, name: str) -> tuple[str, Any]:
     if method is func or (method is not None and not hasattr(torch, name) and not callable(func)):
         return "call_method", name
     return "call_function", func
-
-
-def enclosed(function: Any) -> list[Any]:
-    """What a function written inside forward (a gradient hook) reads of forward's own variables."""
-    cells = getattr(function, "__closure__", None) or ()
-    return [cell.cell_contents for cell in cells if cell != CellType()]
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:

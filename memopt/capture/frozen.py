@@ -7,14 +7,12 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
-"""Types whose values are compared as they are."""
+from memopt.ir import PLAIN
 
 _CONTAINERS = (list, dict, set, deque)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from memopt.ir import sharding_policy
+from memopt.capture.source import user_line
+from memopt.errors import CaptureError
+from memopt.ir import holds_tensor, is_open, sharding_policy
 
 WHOLE_LATER = (
     "The parameters of {} are in pieces (DTensor). Where FSDP2 shards them, apply memopt without example inputs: "
@@ -35,3 +37,12 @@ def _cast(values: Any, dtype: torch.dtype | None) -> Any:
         return value.to(dtype) if is_wanted else value
 
     return values if dtype is None else pytree.tree_map(cast, values)
+
+
+def refuse_closed(result: Any, path: str) -> None:
+    """What the module at `path`, which is not looked into, returns has to be something that can be taken apart."""
+    if not isinstance(result, (torch.Tensor, tuple, list, dict)) and not is_open(result) and holds_tensor(result):
+        raise CaptureError(
+            f"{user_line()}: {path} has hooks and returns a {type(result).__name__}, into which a recording cannot "
+            "look. Return a tensor, a tuple, a list, a dict or a dataclass."
+        )

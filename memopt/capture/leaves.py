@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memopt.capture.frozen import PLAIN
-from memopt.ir import has_hooks
+from memopt.ir import PLAIN, has_hooks
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from memopt.capture.frozen import PLAIN, frozen, has_users_code, is_users, namespace_of
+from memopt.capture.frozen import frozen, has_users_code, is_users, namespace_of
+from memopt.ir import PLAIN
 
 _DEEPEST, _MOST_PARTS = 3, 1000
 """How far into containers functions are looked for."""

@@ -27,16 +27,15 @@ from memopt.capture.contexts import (
     without_backward,
 )
 from memopt.capture.fake_state import fake_of, fake_state
-from memopt.capture.frozen import PLAIN, frozen
-from memopt.capture.hooked import STRAY, WHOLE_LATER, call_as_hooked
+from memopt.capture.frozen import frozen
+from memopt.capture.hooked import STRAY, WHOLE_LATER, call_as_hooked, refuse_closed
 from memopt.capture.interception import inside_leaf, quiet_torch, recording
 from memopt.capture.leaves import is_leaf, is_torchs, settings, without_batch_counter
 from memopt.capture.side_effects import refusing_side_effects, require_unchanged
 from memopt.capture.source import user_line, with_sources
-from memopt.capture.trees import TAKES_PART, flattened, holds_tensor, parts_of, refuse_closed
 from memopt.capture.watcher import Watcher, reads_once
 from memopt.errors import CaptureError
-from memopt.ir import has_hooks, is_in_pieces
+from memopt.ir import PLAIN, TAKES_PART, flattened, has_hooks, holds_tensor, is_in_pieces, parts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from memopt.capture.frozen import (
-    PLAIN,
     changeable_parts,
     frozen,
     generator_state,
@@ -21,8 +20,8 @@ from memopt.capture.frozen import (
 )
 from memopt.capture.places import Place, module_places, outside_places, where_used
 from memopt.capture.source import user_line
-from memopt.capture.trees import flattened
 from memopt.errors import CaptureError
+from memopt.ir import PLAIN, flattened
 
 
 @contextmanager

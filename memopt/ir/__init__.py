@@ -29,6 +29,7 @@ from memopt.ir.plan import (
 )
 from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
 from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
+from memopt.ir.trees import PLAIN, TAKES_PART, flattened, holds_tensor, is_open, parts_of
 from memopt.ir.units import (
     MIB,
     duration,
@@ -48,6 +49,8 @@ __all__ = [
     "MIB",
     "NEEDS_INPUT",
     "NEEDS_OUTPUT",
+    "PLAIN",
+    "TAKES_PART",
     "Activation",
     "ChainReport",
     "Compute",
@@ -76,14 +79,18 @@ __all__ = [
     "dense",
     "duration",
     "first_names",
+    "flattened",
     "group_of",
     "has_hooks",
     "has_own_forward",
+    "holds_tensor",
     "is_fully_sharded",
     "is_in_pieces",
+    "is_open",
     "join_explanations",
     "mebibytes",
     "parse_size",
+    "parts_of",
     "region_has_run",
     "require_plausible",
     "sharding_policy",

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from memopt.ir import flattened
 from memopt.measure.bits import relative_error, same_bits
 from memopt.measure.determinism import deterministic
 from memopt.measure.duplicate import duplicate
@@ -281,7 +282,7 @@ def _fresh_inputs(batch: Inputs, *, wants_gradient: bool) -> tuple[list[torch.Te
 
 
 def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in flattened(outputs)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _differing(reference: Tensors, candidate: Tensors) -> list[str]:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
+
+from memopt.ir import flattened
 
 Inputs = tuple[Any, ...]
 MakeModel = Callable[[], nn.Module]
@@ -93,7 +95,7 @@ def loss_of(outputs: Any) -> torch.Tensor:
     Raises:
         StepError: no floating tensor in `outputs` depends on a parameter.
     """
-    floating = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    floating = [leaf for leaf in flattened(outputs)[0] if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
     if not any(tensor.requires_grad for tensor in floating):
         raise StepError(
             "The model's output holds no floating-point tensor that depends on a parameter: no loss can be "

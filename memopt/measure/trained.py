@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
+from memopt.ir import flattened
 from memopt.measure.draws import SameDraws
 from memopt.measure.equivalence import put_back
 from memopt.measure.step import Inputs, forward_and_loss, seeded
@@ -32,7 +32,7 @@ class Trained:
             # The backward of a concat is an operator for each of its parts: a mode is slow where it has nothing to do.
             with _under(draws if draws is not None and draws.any else None):
                 loss.backward()  # type: ignore[no-untyped-call]
-            self.outputs = [_wide(t) for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+            self.outputs = [_wide(t) for t in flattened(outputs)[0] if isinstance(t, torch.Tensor)]
             # No copies, `put_back` leaves them to us; and not widened before they are compared: they are large.
             self.gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             self.buffers = {n: _wide(b) for n, b in model.named_buffers()}

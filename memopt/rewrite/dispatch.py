@@ -14,9 +14,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from memopt.capture import Place, flattened, is_recording, outside_places, outside_signature
+from memopt.capture import Place, is_recording, outside_places, outside_signature
 from memopt.errors import CaptureError
-from memopt.ir import Explanation, first_names
+from memopt.ir import Explanation, first_names, flattened
 from memopt.rewrite.install import installed
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
 

@@ -4,18 +4,16 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, MethodType, ModuleType
+from enum import Enum
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from memopt.capture.calls import enclosed
-from memopt.capture.frozen import PLAIN
-from memopt.capture.source import user_line
-from memopt.errors import CaptureError
-
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+"""Types whose values have no parts and are compared as they are."""
 TAKES_PART: tuple[Callable[..., Any], ...] = (operator.getitem, getattr)
 """What takes a part out of a call's result."""
 _MOST_PARTS = 1000
@@ -55,7 +53,7 @@ def flattened(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
 
 
 def _opened(leaf: Any) -> Any:
-    if not _is_open(leaf):
+    if not is_open(leaf):
         return leaf
     held = {name: pytree.tree_map(_opened, each) for name, each in _attributes_of(leaf).items()}
     return _Opened(type(leaf), held)
@@ -69,21 +67,12 @@ def parts_of(result: Any) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
         parts = result.items()
     elif isinstance(result, (tuple, list)):
         parts = enumerate(result)
-    elif _is_open(result):
+    elif is_open(result):
         take, parts = getattr, _attributes_of(result).items()
     yield from ((take, key, part) for key, part in parts if holds_tensor(part))
 
 
-def refuse_closed(result: Any, path: str) -> None:
-    """What the module at `path`, which is not looked into, returns has to be something that can be taken apart."""
-    if not isinstance(result, (torch.Tensor, tuple, list, dict)) and not _is_open(result) and holds_tensor(result):
-        raise CaptureError(
-            f"{user_line()}: {path} has hooks and returns a {type(result).__name__}, into which a recording cannot "
-            "look. Return a tensor, a tuple, a list, a dict or a dataclass."
-        )
-
-
-def _is_open(value: Any) -> bool:
+def is_open(value: Any) -> bool:
     """Whether a value is an instance of a dataclass of which another can be made, with a tensor somewhere in it."""
     is_instance = dataclasses.is_dataclass(value) and not isinstance(value, (*_CLOSED, dict, list, tuple))
     return is_instance and not isinstance(value, torch.Tensor) and holds_tensor(value)
@@ -110,7 +99,7 @@ def holds_tensor(value: Any) -> bool:
         elif isinstance(current, (tuple, list, set, frozenset)):
             todo += current
         elif isinstance(current, FunctionType):
-            todo += enclosed(current)
+            todo += [cell.cell_contents for cell in current.__closure__ or () if cell != CellType()]
         if not isinstance(current, MethodType):
             todo += _attributes_of(current).values()
     return False

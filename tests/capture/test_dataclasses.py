@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import memopt
-from memopt.capture.trees import flattened, holds_tensor
 from tests.helpers import assert_same, dense_net, images, rewritten_copy
 
 
@@ -106,16 +105,6 @@ def test_what_cannot_be_looked_into_is_made_by_the_users_forward(wrap: Callable[
     assert len(memopt.explain(model).rewritten) == 7
 
 
-def test_whether_a_value_holds_a_tensor() -> None:
-    x = torch.zeros(1)
-    circle: list[Any] = []
-    circle.append(circle)
-
-    assert all(map(holds_tensor, [x, [x], {"a": (x,)}, Plain(x), Scores(x), lambda: x, Plain([Plain(x)])]))  # type: ignore[arg-type]
-    assert not any(map(holds_tensor, [None, 3, "x", circle, nn.Linear(1, 1), torch.float32, lambda: 3, Plain]))
-    assert flattened([3, "x", Plain])[0] == [3, "x", Plain]
-
-
 @dataclass
 class Sample:
     """What a loader may hand over."""
@@ -157,6 +146,15 @@ def test_dataclasses_as_inputs_are_recorded() -> None:
     assert_same(
         {"weights": weights.grad / 2}, {"weights": torch.autograd.grad(naive(samples[3]).square().sum(), weights)[0]}
     )
+
+
+def test_such_a_model_is_compared_and_its_dataclass_makes_the_loss() -> None:
+    comparison = memopt.compare(lambda: Returning(nested), images(), measure=False)
+
+    assert comparison.equivalence is not None
+    assert comparison.equivalence.passed
+    assert comparison.predicted_after is not None
+    assert comparison.predicted_after.activation_peak_bytes is not None
 
 
 def test_a_forward_that_changes_such_an_input_is_left_alone() -> None:
