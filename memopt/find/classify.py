@@ -37,7 +37,7 @@ _CONV_FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout2d, F.dropout3d)
 _NORM_FUNCTIONS = (F.group_norm, F.layer_norm)
 _METHODS = {"relu": Kind.RELU, "relu_": Kind.RELU, "sigmoid": Kind.PURE, "tanh": Kind.PURE}
-CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate)
+CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate, torch.hstack)
 
 
 def classify(node: fx.Node, root: nn.Module) -> OpSpec | str | None:
@@ -59,6 +59,7 @@ def concat_parts(node: fx.Node) -> list[fx.Node] | str | None:
         return None
     parts = node.args[0] if node.args else node.kwargs.get("tensors")
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    dim = 1 if node.target is torch.hstack else dim
     if "out" in node.kwargs:
         return "writes into a given tensor (out=)"
     rank = node.meta["val"].dim()

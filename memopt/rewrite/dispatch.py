@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from memopt.capture import Place, is_recording, outside_places, outside_signature
@@ -190,12 +191,14 @@ def callers_level() -> int:
 
 
 def _under_another_tool() -> bool:
-    """Tools that must see the user's own forward: our recorder, torch.jit.trace, functorch, global module hooks."""
+    """Tools that must see the user's own forward: our recorder, torch.jit.trace, functorch, forward-mode
+    differentiation, global module hooks."""
     hooks = torch.nn.modules.module
     return (
         is_recording()
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
         or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
     )

@@ -99,6 +99,17 @@ def test_look_alikes_have_no_chain(look_alike: str) -> None:
     assert _explained(bodies[look_alike], images(), **parts) == []
 
 
+@pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate, torch.hstack])
+def test_every_spelling_of_a_concat_is_found(join: Callable[..., torch.Tensor]) -> None:
+    def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        pair = [x, 2 * x]
+        return m.conv(F.relu(m.norm(join(pair) if join is torch.hstack else join(pair, 1))))
+
+    parts = {"norm": lambda: nn.BatchNorm2d(6), "conv": lambda: nn.Conv2d(6, 2, 1)}
+    assert _explained(body, images(), **parts) == ["rewritten"]
+    assert_exact(model_of(body, **parts), images())
+
+
 def _average(f: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(f, 1).flatten(1)
 

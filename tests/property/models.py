@@ -22,6 +22,7 @@ CONCATS: dict[str, Concat] = {
     "cat(tensors=x, dim=1)": lambda x: torch.cat(tensors=x, dim=1),
     "concat(x, dim=1)": lambda x: torch.concat(x, dim=1),
     "concatenate(x, axis=1)": lambda x: torch.concatenate(x, axis=1),
+    "hstack(x)": lambda x: torch.hstack(x),
 }
 NORMS = (
     "batch",

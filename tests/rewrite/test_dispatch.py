@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import memopt
@@ -243,6 +244,18 @@ def _gradients(loss: Any) -> Any:
         return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
 
     return run
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own formulas are scripts
+def test_forward_mode_differentiation_runs_the_users_forward() -> None:
+    naive, model = dense_net().eval(), rewritten_copy(dense_net()).eval()
+    tangents = []
+    for each in (naive, model):
+        with forward_ad.dual_level():
+            result = each(forward_ad.make_dual(images(), torch.ones_like(images())))
+            tangents.append(forward_ad.unpack_dual(result).tangent)
+    assert tangents[0] is not None
+    assert torch.equal(*tangents)
 
 
 def test_double_backward_fails_with_one_clear_message() -> None:
