@@ -11,8 +11,9 @@ import torch
 
 from memopt.ir import parse_size, whole_mebibytes
 from memopt.measure import StepFigures
+from memopt.measure.compare import shapes_of
 from memopt.measure.scaling import largest_fitting
-from memopt.report import SCHEMA, print_as_found, stage_display
+from memopt.report import SCHEMA, print_as_found, shape_text, stage_display
 
 from .errors import CommandError
 from .job import Job, make_job
@@ -82,6 +83,7 @@ def limits(options: argparse.Namespace) -> int:
             "arguments": options.arg,
             "memory_bytes": memory_bytes,
             "input_shape": list(job.inputs[0].shape),
+            "input_shapes": [list(shape) for shape in shapes_of(job.inputs)],
             "limits": answers,
         }
         write_document(document, options.json, stdout)
@@ -167,7 +169,7 @@ def _print(
             row = _row(question.name, variant.label, limit)
             yield row if verified else row[:-1]
 
-    shape = "x".join(map(str, job.inputs[0].shape[1:]))
+    shapes = " and ".join(shape_text(shape[1:]) for shape in shapes_of(job.inputs))
     depths = f", depths at batch {job.inputs[0].shape[0]}" if len(questions) > 1 else ""
     columns = {
         "": max(len(f"largest {question.name}") for question in questions),
@@ -177,7 +179,7 @@ def _print(
         "peak reserved": 0,
     }
     print_as_found(
-        f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shape}{depths}",
+        f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shapes}{depths}",
         columns | ({"trained here": 0} if verified else {}),
         rows(),
         (

@@ -71,7 +71,8 @@ def _as_a_power(x: int, cost: float, other: int, other_cost: float, limit: float
     if min(cost, other_cost, limit) <= 0:
         return _straight(x, cost, other, other_cost, limit)
     exponent = math.log(other_cost / cost) / math.log(other / x)
-    return int(x * min((limit / cost) ** (1 / exponent), GROWTH)) if exponent > 0 else x
+    # Of a model that hardly grows the exponent is next to nothing, and the power beyond all numbers.
+    return int(x * math.exp(min(math.log(limit / cost) / exponent, math.log(GROWTH)))) if exponent > 0 else x
 
 
 @dataclass(frozen=True, slots=True)

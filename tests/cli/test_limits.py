@@ -30,6 +30,21 @@ class Deep(nn.Module):
 """
 
 
+TWO = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(7, 3)
+
+    def forward(self, x, y):
+        return self.layer(torch.cat([x.mean(2), y], 1))
+"""
+
+
 def answers(text: str) -> dict[tuple[str, str], str]:
     """Size by question and variant."""
     found = {}
@@ -102,6 +117,15 @@ def test_the_answers_as_json(tiny: str, capsys: pytest.CaptureFixture[str], tmp_
         assert one["trained"] is None
     assert main([*command, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == document
+
+
+def test_every_input_is_named(
+    write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["limits", f"{write('two.py', TWO)}:Two", "--input", "8x4x50", "--input", "8x3", "--memory", "100MiB"]
+    assert main([*command, "--recompute", "layer", "--json", str(tmp_path / "limits.json")]) == 0
+    assert "input 4x50 and 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "limits.json").read_text())["input_shapes"] == [[8, 4, 50], [8, 3]]
 
 
 def test_an_answer_file_that_cannot_be_written_is_found_first(

@@ -33,6 +33,17 @@ def test_memory_over_batch_size_takes_few_predictions() -> None:
     assert len(tried) <= 6
 
 
+def test_a_cost_that_hardly_grows() -> None:
+    tried: list[int] = []
+
+    def cost(x: int) -> float:
+        tried.append(x)
+        return 1e8 + x
+
+    assert largest_fitting(cost, 1.5e8, 64) == 50_000_000
+    assert len(tried) <= 30
+
+
 def test_a_tolerance_saves_tries() -> None:
     tried: list[int] = []
 
