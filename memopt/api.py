@@ -68,6 +68,11 @@ def apply(
             first forward raises it.
     """
     target, config = unwrapped(model), checked(config, example_inputs)
+    if "forward" in vars(target):
+        raise CaptureError(
+            f"The forward of this {type(target).__name__} was replaced on the instance, as accelerate does: memopt's "
+            "would never run. Call memopt.apply before that."
+        )
     _apply(target, None if example_inputs is None else as_tuple(example_inputs), config)
     return model
 

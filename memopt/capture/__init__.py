@@ -9,7 +9,7 @@ this state of the modules only (`memopt.rewrite.signature` compares both before 
 from memopt.capture.contexts import restoring_context
 from memopt.capture.frozen import frozen, has_users_code
 from memopt.capture.interception import is_recording, through_checkpoints
-from memopt.capture.places import Place, outside_places, outside_signature
+from memopt.capture.places import Place, outside_places, outside_signature, values_read
 from memopt.capture.recorder import Captured, capture
 from memopt.capture.side_effects import keeping_python_values
 from memopt.capture.source import replaying_sources
@@ -27,4 +27,5 @@ __all__ = [
     "replaying_sources",
     "restoring_context",
     "through_checkpoints",
+    "values_read",
 ]

@@ -17,13 +17,42 @@ _open = threading.local()
 
 
 def context() -> tuple[Any, ...]:
-    """The modes that decide about casts and gradients."""
+    """The modes that decide about casts, gradients and kernels."""
     devices = ("cpu", "cuda")
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(d) for d in devices),
         *(torch.get_autocast_dtype(d) for d in devices),
+        *(flag() for flag in _FLAGS),
+    )
+
+
+_FLAGS: tuple[Callable[[], bool], ...] = (
+    torch._C._get_cudnn_enabled,
+    torch._C._get_cudnn_benchmark,
+    torch._C._get_cudnn_deterministic,
+    torch._C._get_mkldnn_enabled,
+)
+"""Of `torch.backends`: they choose kernels, and a graph cannot set them."""
+
+
+def refuse_switch(before: tuple[Any, ...], source: str) -> None:
+    """A graph holds blocks, but nothing that is switched by a call.
+
+    Raises:
+        CaptureError: the modes are not those of `before`.
+    """
+    now = context()
+    if now == before:
+        return
+    if now[-len(_FLAGS) :] != before[-len(_FLAGS) :]:
+        raise CaptureError(
+            f"{source}: forward sets a flag of torch.backends while it runs. Set it around the call of the model."
+        )
+    raise CaptureError(
+        f"{source}: forward switches autocast or inference mode on or off by a call. Write a block "
+        "(with torch.autocast(...), with torch.no_grad())."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from memopt.capture.places import where_used
 from memopt.capture.shapes import make_fake
@@ -70,6 +71,10 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
             seen.add(id(store))
             for name, tensor in store.items():
                 if isinstance(tensor, torch.Tensor):
+                    if is_lazy(tensor):
+                        raise CaptureError(
+                            f"Parameters of {path} get their shapes at the first forward. Run one before."
+                        )
                     if id(tensor) not in fakes:
                         alone = _is_whole(tensor) and tensor.untyped_storage()._cdata not in together
                         fakes[id(tensor)] = fake_of(tensor, mode, dtypes[path], alone=alone)

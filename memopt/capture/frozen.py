@@ -1,22 +1,26 @@
 """Python values as something that can be compared later: what a recording depends on besides tensors."""
 
 import argparse
+import functools
 import random
 import sys
 import sysconfig
 import types
-from collections import deque
+import weakref
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from memopt.ir import PLAIN
+from memopt.ir import PLAIN, attributes_of
 
-_CONTAINERS = (list, dict, set, deque)
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
-_LIBRARIES = ("torch", "numpy", "builtins", "memopt", "networkx", "pytest", "hypothesis")
+CONTAINERS = (list, dict, set, deque)
+"""What can change in place."""
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_LIBRARIES = ("torch", "numpy", "builtins", "memopt", "networkx", "pytest", "_pytest", "hypothesis")
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _MOST_PARTS = 10_000
 """Parts of one value that are looked at; what lies beyond is compared by identity."""
@@ -25,11 +29,34 @@ _MOST_PARTS = 10_000
 def frozen(value: Any) -> Any:
     """A value that is equal to an earlier one of the same thing if nothing in it has changed.
 
-    Looks into containers, into objects of classes that are neither torch's nor Python's own, and at the state of
-    random generators. Of modules, the plain attributes are compared;
-    tensors and functions by identity.
+    Looks into containers, into objects of classes that are neither torch's nor Python's own, into what methods belong
+    to, and at the state of random generators. Of modules, the plain attributes are compared; tensors and functions by
+    identity.
     """
     return value if isinstance(value, PLAIN) else _Freezer().freeze(value)
+
+
+class Same:
+    """Equal to what was made of the same object, which it does not keep alive if that can be helped."""
+
+    __slots__ = ("_hash", "_refer")
+
+    def __init__(self, value: Any) -> None:
+        self._hash = id(value)
+        try:
+            self._refer: Callable[[], Any] = weakref.ref(value)
+        except TypeError:
+            self._refer = lambda: value
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        """Another object at the same address is not the same."""
+        if not isinstance(other, Same) or self._hash != other._hash:
+            return False
+        mine = self._refer()
+        return mine is not None and mine is other._refer()
 
 
 class _Freezer:
@@ -54,9 +81,27 @@ class _Freezer:
         if _is_array(value):
             return value.shape, str(value.dtype), value.tobytes()
         if isinstance(value, nn.Module):  # one that is no part of the model: a parent, a teacher
-            return id(value), *((name, item) for name, item in vars(value).items() if isinstance(item, PLAIN))
-        inside = namespace_of(value)
-        return id(value) if inside is None else (type(value), self.freeze(inside))
+            return Same(value), *((name, item) for name, item in vars(value).items() if isinstance(item, PLAIN))
+        if isinstance(value, functools.partial):
+            return functools.partial, *map(self.freeze, (value.func, value.args, value.keywords))
+        if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value):
+            return getattr(value, "__func__", value.__name__), self.freeze(value.__self__)
+        inside = attributes_inside(value)
+        return Same(value) if inside is None else (type(value), self.freeze(inside))
+
+
+def has_owner(function: Any) -> bool:
+    """Whether a function is the method of an object, which may hold something."""
+    owner = getattr(function, "__self__", None)
+    return owner is not None and not isinstance(owner, (type, types.ModuleType, torch.Tensor))
+
+
+def attributes_inside(value: Any) -> dict[str, Any] | None:
+    """As `namespace_of`, with slots: to be looked at only."""
+    namespace = namespace_of(value)
+    if namespace is None and _is_plain_object(value) and hasattr(type(value), "__slots__"):
+        return attributes_of(value)
+    return namespace
 
 
 def generator_state(value: Any) -> Any:
@@ -75,10 +120,13 @@ def namespace_of(value: Any) -> dict[str, Any] | None:
     """The attributes of a plain object of the user's: a configuration, a scheduler. None where none are looked at."""
     if isinstance(value, _NAMESPACES):
         return vars(value)
-    if isinstance(value, (torch.Tensor, nn.Module, type, types.ModuleType)) or callable(value):
-        return None
-    state = getattr(value, "__dict__", None)
-    return state if isinstance(state, dict) and is_users(type(value)) else None
+    state = getattr(value, "__dict__", None) if _is_plain_object(value) else None
+    return state if isinstance(state, dict) else None
+
+
+def _is_plain_object(value: Any) -> bool:
+    closed = (torch.Tensor, nn.Module, type, types.ModuleType, *_FUNCTIONS)
+    return not isinstance(value, closed) and is_users(type(value))
 
 
 def is_users(thing: Any) -> bool:
@@ -97,7 +145,7 @@ def has_users_code(module: nn.Module) -> bool:
 
 
 def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
-    """Every container inside a value that can change in place, with a copy of it as it is now."""
+    """Every container or object with slots inside a value that can change in place, with a copy of what it holds."""
     parts: list[tuple[Any, Any]] = []
     todo, seen = [value], set[int]()
     while todo and len(seen) <= _MOST_PARTS:
@@ -105,18 +153,34 @@ def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
         if isinstance(current, PLAIN) or id(current) in seen:
             continue
         seen.add(id(current))
-        inside = vars(current) if isinstance(current, nn.Module) else namespace_of(current)
-        container = current if inside is None else inside
-        if isinstance(container, _CONTAINERS):
+        inside = vars(current) if isinstance(current, nn.Module) else attributes_inside(current)
+        container = current if inside is None or namespace_of(current) is None else inside
+        if isinstance(container, CONTAINERS):
             parts.append((container, container.copy()))
-        todo += () if isinstance(current, nn.Module) else _items(container)
+        elif inside is not None and not isinstance(current, nn.Module):
+            parts.append((current, inside))
+        todo += () if isinstance(current, nn.Module) else _items(container if inside is None else inside)
+        todo += _behind(current)
     return parts
 
 
 def restore_part(container: Any, before: Any) -> None:
     """Make a container hold again what it held; others may hold the same container."""
+    if not isinstance(container, CONTAINERS):
+        for name, held in before.items():
+            object.__setattr__(container, name, held)
+        return
     container.clear()
     (container.update if isinstance(container, (dict, set)) else container.extend)(before)
+
+
+def _behind(value: Any) -> list[Any]:
+    """What a method belongs to, and what a partial function was given."""
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    return (
+        [value.__self__] if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value) else []
+    )
 
 
 def restore_generator(value: Any) -> Callable[[], None] | None:

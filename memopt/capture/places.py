@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from memopt.capture.frozen import frozen, has_users_code, is_users, namespace_of
+from memopt.capture.frozen import CONTAINERS, Same, attributes_inside, frozen, has_owner, has_users_code, is_users
 from memopt.ir import PLAIN
 
 _DEEPEST, _MOST_PARTS = 3, 1000
 """How far into containers functions are looked for."""
+_DEEPEST_WRAPPED = 20
+_Cache: Any = type(functools.cache(int))
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
 
 
@@ -29,7 +31,7 @@ class Place:
 
     Attributes:
         label: as a user would write it.
-        read: the present value; raises KeyError, AttributeError or ValueError where there is none.
+        read: the present value; raises LookupError, AttributeError or ValueError where there is none.
         write: put a value there.
     """
 
@@ -41,7 +43,7 @@ class Place:
 def module_places(root: nn.Module) -> list[Place]:
     """The attributes of every module, apart from parameters, buffers, submodules and hooks."""
     return [
-        _entry(vars(module), name, f"self.{path}.{name}" if path else f"self.{name}")
+        entry(vars(module), name, f"self.{path}.{name}" if path else f"self.{name}")
         for path, module in root.named_modules()
         for name, value in vars(module).items()
         if (name not in _MODULE_INTERNALS or name == "training") and not isinstance(value, (torch.Tensor, nn.Module))
@@ -50,11 +52,15 @@ def module_places(root: nn.Module) -> list[Place]:
 
 def outside_places(root: nn.Module) -> list[Place]:
     """What the code of the modules' classes refers to besides the modules."""
-    return _searched(root).places
+    return searched(root).places
 
 
-def _searched(root: nn.Module) -> "_Search":
-    search = _Search()
+def searched(root: nn.Module, given: Iterable[Any] = ()) -> "Search":
+    """All that the code of the modules' classes refers to; and `given`, which are arguments of forward."""
+    search = Search()
+    for value in given:
+        if not isinstance(value, (*PLAIN, torch.Tensor)):
+            search.visit_value(value, _fixed(value, "one of its arguments"))
     for cls in dict.fromkeys(type(module) for module in root.modules()):
         search.visit_class(cls)
     for module in root.modules():
@@ -70,7 +76,7 @@ def where_used(root: nn.Module, *labels: str) -> str:
 
     Where none does, that of the model's own forward.
     """
-    search = _searched(root)
+    search = searched(root)
     wanted = {label.split()[-1].rpartition(".")[2] for label in labels}
     wanted |= {label.removeprefix("default ").split()[0] for label in labels if label.startswith("default ")}
     reads: list[str] = []
@@ -85,24 +91,54 @@ def where_used(root: nn.Module, *labels: str) -> str:
     return reads[0] if reads else f"{code.co_filename}:{code.co_firstlineno}"
 
 
+def type_comparison(functions: Iterable[types.FunctionType]) -> str | None:
+    """ "file.py:line" of a comparison of a type with torch.Tensor, which is another while forward is recorded."""
+    for function in functions:
+        if "Tensor" not in _names_in(function.__code__) or not {"type", "__class__"} & _names_in(function.__code__):
+            continue
+        latest: list[Any] = []
+        for instruction in dis.get_instructions(function):
+            if instruction.opname in ("IS_OP", "COMPARE_OP", "CONTAINS_OP"):
+                if "Tensor" in latest and {"type", "__class__"} & set(latest) and instruction.positions is not None:
+                    return f"{function.__code__.co_filename}:{instruction.positions.lineno}"
+                latest.clear()
+            elif instruction.opname.startswith("STORE") or "JUMP" in instruction.opname:
+                latest.clear()
+            elif instruction.argval in ("Tensor", "type", "__class__"):
+                latest.append(instruction.argval)
+    return None
+
+
 def outside_signature(places: Iterable[Place]) -> tuple[Any, ...]:
     """The present values, to be compared with those at another time."""
     return tuple(_read(place) for place in places)
 
 
+def values_read(root: nn.Module) -> dict[str, Any]:
+    """What a module and its code hold now, by the names of the places, to be compared with that at another time."""
+    return {place.label: _read(place) for place in (*module_places(root), *outside_places(root))}
+
+
 def _read(place: Place) -> Any:
     try:
         return frozen(place.read())
-    except (AttributeError, KeyError, ValueError):
+    except (AttributeError, LookupError, ValueError):
         return None
 
 
-class _Search:
-    """Follows names from classes to functions and on; sees each once."""
+class Search:
+    """Follows names from classes to functions and on; sees each once.
+
+    Attributes:
+        places: outside of the modules.
+        functions: of the user's.
+        caches: `functools.cache`s around some of them.
+    """
 
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.functions: list[types.FunctionType] = []
+        self.caches: list[Any] = []
         self._seen: set[Any] = set()
 
     def visit_class(self, cls: type) -> None:
@@ -110,27 +146,36 @@ class _Search:
             if not is_users(base) or not self._first_time(base):
                 continue
             for name, value in list(vars(base).items()):
-                function = _function_of(value)
+                functions = _functions_of(value)
                 if name == "__init__":
                     continue  # no part of a forward
-                if function is not None:
-                    self._visit_function(function)
+                if functions:
+                    self._visit_functions(functions)
                 elif not name.startswith("__") and _is_data(value):
                     self.places.append(_attribute(base, name))
+
+    def _visit_functions(self, functions: list[Any]) -> None:
+        for function in functions:
+            if not isinstance(function, _Cache):
+                self._visit_function(function)
+            elif is_users(function) and self._first_time(function):
+                self.caches.append(function)
 
     def _visit_function(self, function: types.FunctionType) -> None:
         if not is_users(function) or not self._first_time(function):
             return
         self.functions.append(function)
+        if vars(function).keys() - {"__wrapped__"}:
+            self.places.append(_fixed(vars(function), f"an attribute of {function.__qualname__}"))
         for number, cell in enumerate(function.__closure__ or ()):
             self._visit_cell(cell, function.__code__.co_freevars[number])
         for name, value in _defaults(function):
             if not isinstance(value, PLAIN):
-                self._visit_value(value, _fixed(value, f"default {name} of {function.__qualname__}"))
+                self.visit_value(value, _fixed(value, f"default {name} of {function.__qualname__}"))
         names = _names_in(function.__code__)
         for name in names:
             if name in function.__globals__:
-                self._visit_value(function.__globals__[name], _entry(function.__globals__, name, name), names)
+                self.visit_value(function.__globals__[name], entry(function.__globals__, name, name), names)
 
     def _visit_cell(self, cell: types.CellType, name: str) -> None:
         if cell == types.CellType():
@@ -139,10 +184,11 @@ class _Search:
         def write(value: Any) -> None:
             cell.cell_contents = value
 
-        self._visit_value(cell.cell_contents, Place(name, lambda: cell.cell_contents, write))
+        self.visit_value(cell.cell_contents, Place(name, lambda: cell.cell_contents, write))
 
-    def _visit_value(self, value: Any, place: Place, names: Iterable[str] = ()) -> None:
-        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+    def visit_value(self, value: Any, place: Place, names: Iterable[str] = ()) -> None:
+        """What is read at a place, and what that leads to; of a Python module, these names."""
+        if isinstance(value, (types.FunctionType, _Cache)):
             self.visit_inside(value)
         elif isinstance(value, type):
             self.visit_class(value)
@@ -158,10 +204,8 @@ class _Search:
         """Functions that a value holds: a table of them, a partial, a method, the methods of an object."""
         if isinstance(value, functools.partial):
             value = value.func
-        function = _function_of(value)
-        if function is not None:
-            self._visit_function(function)
-        if isinstance(value, types.MethodType):
+        self._visit_functions(_functions_of(value))
+        if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value):
             value = value.__self__
         if isinstance(value, dict):
             value = list(value.values())
@@ -169,7 +213,7 @@ class _Search:
             for part in list(value)[:_MOST_PARTS]:
                 if not isinstance(part, (*PLAIN, torch.Tensor)):
                     self.visit_inside(part, depth + 1)
-        elif namespace_of(value) is not None:
+        elif attributes_inside(value) is not None:
             self.visit_class(type(value))
 
     def _visit_python_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
@@ -179,7 +223,7 @@ class _Search:
             if name in vars(module) and self._first_time((id(module), name)):
                 inner = vars(module)[name]
                 if not isinstance(inner, types.ModuleType):
-                    self._visit_value(inner, _entry(vars(module), name, f"{module.__name__}.{name}"), names)
+                    self.visit_value(inner, entry(vars(module), name, f"{module.__name__}.{name}"), names)
 
     def _first_time(self, thing: Any) -> bool:
         if thing in self._seen:
@@ -188,13 +232,14 @@ class _Search:
         return True
 
 
-def _function_of(value: Any) -> types.FunctionType | None:
-    if isinstance(value, property):
-        value = value.fget
-    value = (
-        inspect.unwrap(getattr(value, "__func__", value)) if callable(value) or hasattr(value, "__func__") else value
-    )
-    return value if isinstance(value, types.FunctionType) else None
+def _functions_of(value: Any) -> list[Any]:
+    """The function that a value is, and those that it was wrapped around; of a cache, the cache first."""
+    value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    found: list[Any] = []
+    while callable(value) and len(found) < _DEEPEST_WRAPPED:
+        found.append(value)
+        value = getattr(value, "__wrapped__", None)
+    return [each for each in found if isinstance(each, (types.FunctionType, _Cache))]
 
 
 def _defaults(function: types.FunctionType) -> list[tuple[str, Any]]:
@@ -215,17 +260,23 @@ def _names_in(code: types.CodeType) -> set[str]:
 
 
 def _is_data(value: Any) -> bool:
-    if isinstance(value, (torch.Tensor, type, types.ModuleType)):
+    if isinstance(value, (type, types.ModuleType)):
         return False
-    plain = (*PLAIN, list, dict, set, tuple, frozenset)
-    return isinstance(value, plain) or frozen(value) != id(value) or hasattr(value, "__next__")
+    plain = (*PLAIN, list, dict, set, tuple, frozenset, torch.Tensor)
+    return isinstance(value, plain) or not isinstance(frozen(value), Same) or hasattr(value, "__next__")
 
 
-def _entry(namespace: dict[str, Any], name: str, label: str) -> Place:
+def entry(container: Any, key: Any, label: str) -> Place:
+    """The place of one value in a container, or in the slot of an object."""
+    if not isinstance(container, CONTAINERS):
+        return Place(label, lambda: getattr(container, key), lambda value: object.__setattr__(container, key, value))
+
+    held: Any = container
+
     def write(value: Any) -> None:
-        namespace[name] = value
+        held[key] = value
 
-    return Place(label, lambda: namespace[name], write)
+    return Place(label, lambda: held[key], write)
 
 
 def _attribute(cls: type, name: str) -> Place:

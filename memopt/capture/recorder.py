@@ -22,6 +22,7 @@ from memopt.capture.contexts import (
     context,
     enter_autocast,
     exit_autocast,
+    refuse_switch,
     same_context_after,
     set_gradients,
     without_backward,
@@ -80,7 +81,7 @@ def capture(root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         same_context_after(),
         # What a recording runs is no step of the user's: nothing that counts operators or memory may see it.
         _disable_current_modes(),
-        refusing_side_effects(root),
+        refusing_side_effects(root, leaves),
         fake_state(root, mode, leaves) as names,
         recording(recorder),
     ):
@@ -164,6 +165,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in ("__repr__", "__format__"):
+            raise CaptureError(f"{user_line()}: forward prints a tensor or makes text of it. Do that outside.")
         if name != "__get__":
             self._refuse_strays((args, kwargs))
         result = func(*args, **kwargs)
@@ -185,6 +188,8 @@ class _Recorder(TorchFunctionMode):
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that forward calls: looked into if it is the user's own."""
+        if type(module) is nn.Sequential and not has_hooks(module):
+            return module.forward(*args, **kwargs)  # type: ignore[no-untyped-call]  # a slice of one is a new one
         if id(module) not in self.paths:
             raise CaptureError(f"{user_line()}: calls a {type(module).__name__} that is no submodule of the model.")
         if type(module) is nn.Identity and not has_hooks(module):
@@ -260,11 +265,7 @@ class _Recorder(TorchFunctionMode):
 
     def _follow_context(self) -> None:
         self._follow_gradients()
-        if context() != self._context:
-            raise CaptureError(
-                f"{self.last_source}: forward switches autocast or inference mode on or off by a call. Write a block "
-                "(with torch.autocast(...), with torch.no_grad())."
-            )
+        refuse_switch(self._context, self.last_source)
 
     def _context_node(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         self.switches_context = True

@@ -4,11 +4,10 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from memopt.capture.frozen import (
@@ -18,29 +17,48 @@ from memopt.capture.frozen import (
     restore_generator,
     restore_part,
 )
-from memopt.capture.places import Place, module_places, outside_places, where_used
+from memopt.capture.places import Place, entry, module_places, outside_places, searched, type_comparison, where_used
 from memopt.capture.source import user_line
 from memopt.errors import CaptureError
 from memopt.ir import PLAIN, flattened
 
 
 @contextmanager
-def refusing_side_effects(root: nn.Module) -> Iterator[None]:
+def refusing_side_effects(root: nn.Module, inputs: list[Any]) -> Iterator[None]:
     """Refuse a forward that changes Python values that it can reach, or draws random numbers outside torch.
 
     Recording runs forward once more than the user does: whatever it changed is put back, also when it failed.
 
+    Args:
+        root: the module.
+        inputs: of its forward, tensors and other values.
+
     Raises:
         CaptureError: something changed, or would change beyond repair.
     """
-    before = [_remember(place) for place in (*module_places(root), *outside_places(root))]
-    known = {id(module): set(vars(module)) for module in root.modules()}
+    search = searched(root, inputs)
+    line = type_comparison(search.functions)
+    if line is not None:
+        raise CaptureError(
+            f"{line}: compares a type with torch.Tensor, which is another while forward is recorded. Use isinstance."
+        )
+    before = [_remember(place) for place in (*module_places(root), *search.places)]
+    guards = [guard for memory in before for guard in _guards(memory)]
+    known = {id(module): _names_of(module) for module in root.modules()}
+    caches = [(cache, cache.cache_info().misses) for cache in search.caches]
     random_before, numpy_before = random.getstate(), _numpy_state()
     try:
+        for guard in guards:
+            guard.put()
         yield
     finally:
+        for guard in guards:
+            guard.take_away()
         changed = [memory.place.label for memory in before if memory.put_back()]
         changed += _remove_new(root, known)
+        for cache, misses in caches:  # what is cached now was made of tensors without data
+            if cache.cache_info().misses != misses:
+                cache.cache_clear()
         drew = random.getstate() != random_before or repr(_numpy_state()) != repr(numpy_before)
         random.setstate(random_before)
         if numpy_before is not None:
@@ -78,7 +96,7 @@ def require_unchanged(root: nn.Module, given: tuple[list[Any], Any], now: Any, s
 @contextmanager
 def keeping_python_values(root: nn.Module) -> Iterator[None]:
     """Put back whatever Python values forward of `root` changes while it really runs."""
-    before = [_remember(place, guard=False) for place in (*module_places(root), *outside_places(root))]
+    before = [_remember(place) for place in (*module_places(root), *outside_places(root))]
     try:
         yield
     finally:
@@ -101,11 +119,8 @@ class _Memory:
         """Undo what was changed; whether anything was."""
         try:
             now = self.place.read()
-        except (AttributeError, KeyError, ValueError):
+        except (AttributeError, LookupError, ValueError):
             now = _Missing
-        if isinstance(now, _Guard):
-            self.place.write(self.value)
-            return False
         if now is self.value and (isinstance(now, PLAIN) or frozen(now) == self.print_):
             return False
         same = type(now) is type(self.value) and frozen(now) == self.print_
@@ -122,42 +137,76 @@ class _Memory:
 class _Guard:
     """In place of an iterator: what recording took from it could not be put back."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, place: Place) -> None:
+        self._place, self._iterator = place, place.read()
+
+    def put(self) -> None:
+        """Let nobody advance the iterator."""
+        self._place.write(self)
+
+    def take_away(self) -> None:
+        """Put the iterator back, unless forward has put something else in its place."""
+        with suppress(LookupError, AttributeError, ValueError):
+            if self._place.read() is self:
+                self._place.write(self._iterator)
 
     def __iter__(self) -> "_Guard":
         return self
 
     def __next__(self) -> Any:
-        raise CaptureError(f"{user_line()}: forward advances {self._label}. Hand in what it yields instead.")
+        raise CaptureError(f"{user_line()}: forward advances {self._place.label}. Hand in what it yields instead.")
 
 
 class _Missing:
     """Stands for the value of a name that was deleted."""
 
 
-def _remember(place: Place, guard: bool = True) -> _Memory:
+def _remember(place: Place) -> _Memory:
     value = place.read()
     if isinstance(value, PLAIN):
         return _Memory(place, value, value, [], [])
-    if guard and hasattr(value, "__next__"):
-        place.write(_Guard(place.label))
-        return _Memory(place, value, None, [], [])
     parts = changeable_parts(value)
     inside = (part for _, held in parts for part in (held.values() if isinstance(held, dict) else held))
-    generators = [part for part in (value, *inside) if generator_state(part) is not None]
+    owners = (getattr(part, "__self__", part) for part in (value, *inside))  # of methods
+    generators = [owner for owner in owners if generator_state(owner) is not None]
     rewind = [again for generator in generators if (again := restore_generator(generator)) is not None]
     return _Memory(place, value, frozen(value), parts, rewind)
 
 
-def _remove_new(root: nn.Module, known: dict[int, set[str]]) -> list[str]:
-    """Take away attributes that modules did not have; tensors among them are somebody else's care."""
+def _guards(memory: _Memory) -> Iterator[_Guard]:
+    """For the iterator that stands at a place, and for those inside containers and objects there."""
+    if _is_iterator(memory.value):
+        yield _Guard(memory.place)
+    label = f"an iterator in {memory.place.label}"
+    for container, held in memory.parts:
+        if isinstance(held, dict):
+            yield from (_Guard(entry(container, key, label)) for key, item in held.items() if _is_iterator(item))
+        elif not isinstance(held, set):
+            yield from (_Guard(entry(container, n, label)) for n, item in enumerate(held) if _is_iterator(item))
+
+
+def _is_iterator(value: Any) -> bool:
+    return not isinstance(value, (*PLAIN, _Guard)) and hasattr(value, "__next__")
+
+
+def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return vars(module), module._parameters, module._buffers, module._modules
+
+
+def _names_of(module: nn.Module) -> tuple[set[str], ...]:
+    return tuple(set(store) for store in _stores(module))
+
+
+def _remove_new(root: nn.Module, known: dict[int, tuple[set[str], ...]]) -> list[str]:
+    """Take away what modules did not have: made from tensors without data, it is of no use to anybody."""
     added: list[str] = []
-    for path, module in root.named_modules():
-        names = vars(module).keys() - known.get(id(module), vars(module).keys())
-        for name in [name for name in names if not isinstance(vars(module)[name], torch.Tensor)]:
-            added.append(f"self.{path}.{name}" if path else f"self.{name}")
-            del vars(module)[name]
+    for path, module in list(root.named_modules()):
+        if id(module) not in known:
+            continue  # it goes with the module that it was given to
+        for store, names in zip(_stores(module), known[id(module)], strict=True):
+            for name in store.keys() - names:
+                added.append(f"self.{path}.{name}" if path else f"self.{name}")
+                del store[name]
     return added
 
 

@@ -29,7 +29,7 @@ from memopt.ir.plan import (
 )
 from memopt.ir.sharded import is_fully_sharded, is_in_pieces, sharding_policy
 from memopt.ir.synchronised import dense, group_of, synchronised_batch_norm, waits_for_others
-from memopt.ir.trees import PLAIN, TAKES_PART, flattened, holds_tensor, is_open, parts_of
+from memopt.ir.trees import PLAIN, TAKES_PART, attributes_of, flattened, holds_tensor, is_open, parts_of
 from memopt.ir.units import (
     MIB,
     duration,
@@ -75,6 +75,7 @@ __all__ = [
     "Role",
     "Slot",
     "Step",
+    "attributes_of",
     "by_block",
     "dense",
     "duration",

@@ -1,8 +1,10 @@
 """What goes into a forward and comes out of it, as trees: dataclasses are opened, other objects are not."""
 
 import dataclasses
+import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from enum import Enum
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -55,7 +57,7 @@ def flattened(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
 def _opened(leaf: Any) -> Any:
     if not is_open(leaf):
         return leaf
-    held = {name: pytree.tree_map(_opened, each) for name, each in _attributes_of(leaf).items()}
+    held = {name: pytree.tree_map(_opened, each) for name, each in attributes_of(leaf).items()}
     return _Opened(type(leaf), held)
 
 
@@ -68,7 +70,7 @@ def parts_of(result: Any) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
     elif isinstance(result, (tuple, list)):
         parts = enumerate(result)
     elif is_open(result):
-        take, parts = getattr, _attributes_of(result).items()
+        take, parts = getattr, attributes_of(result).items()
     yield from ((take, key, part) for key, part in parts if holds_tensor(part))
 
 
@@ -78,14 +80,17 @@ def is_open(value: Any) -> bool:
     return is_instance and not isinstance(value, torch.Tensor) and holds_tensor(value)
 
 
-def _attributes_of(value: Any) -> dict[str, Any]:
+def attributes_of(value: Any) -> dict[str, Any]:
     """The attributes that an object itself has, in `__dict__` and in slots."""
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
     return {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
 
 
 def holds_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or has one inside: in a container, an object's attributes, a function's variables."""
+    """Whether a value is a tensor or has one inside: in a container, an object's attributes, a function's variables.
+
+    Of an iterator it is taken for granted.
+    """
     todo, seen = [value], set[int]()
     while todo and len(seen) < _MOST_PARTS:
         current = todo.pop()
@@ -94,14 +99,18 @@ def holds_tensor(value: Any) -> bool:
         if isinstance(current, (PLAIN, *_CLOSED)) or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, dict):
+        if hasattr(current, "__next__"):
+            return True  # nobody can look without taking it away
+        if isinstance(current, Mapping):
             todo += current.values()
-        elif isinstance(current, (tuple, list, set, frozenset)):
+        elif isinstance(current, (tuple, list, set, frozenset, deque, ValuesView, ItemsView)):
             todo += current
+        elif isinstance(current, functools.partial):
+            todo += (current.func, current.args, current.keywords)
         elif isinstance(current, FunctionType):
             todo += [cell.cell_contents for cell in current.__closure__ or () if cell != CellType()]
         if not isinstance(current, MethodType):
-            todo += _attributes_of(current).values()
+            todo += attributes_of(current).values()
     return False
 
 

@@ -13,13 +13,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.nn.parameter import is_lazy
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
 
-from memopt.capture import Place, is_recording, outside_places, outside_signature
+from memopt.capture import Place, is_recording, outside_places, outside_signature, values_read
 from memopt.errors import CaptureError
 from memopt.ir import Explanation, first_names, flattened
 from memopt.rewrite.install import installed
-from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature
+from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature, with_lists
 
 Plain = Callable[..., Any]
 
@@ -29,6 +32,8 @@ _NOT_THE_USERS = *(folder + os.sep for folder in _FOLDERS), "<eval_with_key>"
 
 CACHED_FORWARDS = 32
 """Rewritten forwards kept for one module. The least recently used one goes first."""
+RECORDINGS = 16
+"""After so many, more than half of them new, the user is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Rewriter:
         self._cache: OrderedDict[Signature, RewrittenForward] = OrderedDict()
         self._lock = threading.Lock()
         self._refusals: Counter[str] = Counter()
+        self._recorded = self._reused = 0
+        self._known: tuple[Signature, dict[str, Any]] | None = None
         self._outside: list[Place] | None = None
         self.latest: RewrittenForward | None = None
         self.ran = False
@@ -90,12 +97,14 @@ class Rewriter:
             return plain(module, *args, **kwargs)
         leaves, _ = flattened((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        if not tensors or not all(type(t) in (torch.Tensor, nn.Parameter, FakeTensor) for t in tensors):
+        if not tensors or not all(map(_is_ordinary, tensors)):
             return plain(module, *args, **kwargs)
         try:
             rewritten = self.prepare(module, plain, args, kwargs)
         except CaptureError as error:
             refusal = str(error)
+            if any(map(is_lazy, module.parameters())):  # this forward makes them
+                return plain(module, *args, **kwargs)
         else:
             if rewritten.function is None or rewritten.output_spec is None:
                 return plain(module, *args, **kwargs)
@@ -133,13 +142,33 @@ class Rewriter:
         """
         key = self._key(module, args, kwargs)
         with self._lock:
-            found = self._cache.get(key)
+            try:
+                found = self._cache.get(key)
+            except TypeError:  # a list where others of its class have a number
+                with_lists(module)
+                key = self._key(module, args, kwargs)
+                found = self._cache.get(key)
+            self._reused += found is not None
             if found is None:
+                self._count_recording(module, key)
                 found = self._build(module, plain, args, kwargs)
                 self._outside = outside_places(module)  # modules may have been replaced by others
                 self._remember(self._key(module, args, kwargs), found)  # boundaries have got a class of their own
             self._remember(key, found)
         return found
+
+    def _count_recording(self, module: nn.Module, key: Signature) -> None:
+        """Say so where nearly every call is recorded anew, which takes longer than a step."""
+        self._recorded += 1
+        if self._recorded > self._reused and self._recorded in (RECORDINGS - 1, RECORDINGS):
+            known, self._known = self._known, (key, values_read(module))
+            if self._recorded == RECORDINGS and known is not None:
+                warnings.warn(
+                    f"memopt has recorded the forward of {type(module).__name__} {RECORDINGS} times in "
+                    f"{RECORDINGS + self._reused} calls, which takes longer than a step: "
+                    f"{_what_changes(*known, *self._known)}",
+                    stacklevel=callers_level(),
+                )
 
     def _key(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         if self._outside is None:
@@ -165,6 +194,13 @@ class Rewriter:
             warnings.warn(text, stacklevel=callers_level())
 
 
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    """Whether an input is a tensor and nothing more: of no other class, not empty, without attributes of the user's."""
+    if type(tensor) is FakeTensor:
+        return True
+    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel() > 0 and not tensor.__dict__
+
+
 def _but_for(module: nn.Module) -> str:
     """The largest submodules that are rewritten instead, where there are any."""
     paths: list[str] = []
@@ -175,11 +211,25 @@ def _but_for(module: nn.Module) -> str:
     return f" but for {first_names(paths)}, which memopt rewrites" if paths else ""
 
 
+def _what_changes(before: Signature, known: dict[str, Any], after: Signature, now: dict[str, Any]) -> str:
+    """Between two calls that were recorded one after the other."""
+    names = sorted(name for name, value in now.items() if known.get(name) != value)
+    if names:
+        return f"{first_names(names)} changed in between. Keep what changes at every step outside of the model."
+    if before[:2] != after[:2]:
+        return "its inputs differ, in shape or in values that are no tensors. Use few sizes, and tensors for the rest."
+    return "its modules or the modes of torch differ."
+
+
 def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     leaves, spec = flattened((args, kwargs))
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)), "cpu")
     # Replicas of nn.DataParallel differ from their original in bookkeeping alone, but live on other devices.
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
+
+
+def _function_modes() -> list[Any]:
+    return _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []  # type: ignore[no-untyped-call]
 
 
 def callers_level() -> int:
@@ -192,13 +242,14 @@ def callers_level() -> int:
 
 def _under_another_tool() -> bool:
     """Tools that must see the user's own forward: our recorder, torch.jit.trace, functorch, forward-mode
-    differentiation, global module hooks."""
+    differentiation, global module hooks, what replaces functions of torch's."""
     hooks = torch.nn.modules.module
     return (
         is_recording()
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or not all(isinstance(mode, DeviceContext) for mode in _function_modes())
         or bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
         or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
     )

@@ -46,6 +46,8 @@ def mode_signature(device_type: str) -> Signature:
         autocast,
         torch.get_autocast_dtype(device_type) if autocast else None,
         torch.backends.cudnn.enabled,
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
         distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None,
     )
 
@@ -74,21 +76,35 @@ def module_signature(root: nn.Module) -> Signature:
 
 _Reader = Callable[[dict[str, Any]], Any]
 _readers: dict[tuple[Any, ...], _Reader] = {}
+_of_several_types: set[type] = set()
+"""Classes of torch's whose instances hold values of several types by the same name: numbers and lists of them."""
+
+
+def with_lists(root: nn.Module) -> None:
+    """From now on read settings of torch's modules that are lists in some of them: `kernel_size=[2, 2]`."""
+    held = {type(module) for module in root.modules() if any(map(_is_plain_list, vars(module).values()))}
+    _of_several_types.update(held)
 
 
 def _settings_of(module: nn.Module) -> _Reader:
     """Reads the plain attributes of a module. Which ones they are is worked out once per class and set of names:
     this runs for every module at every forward."""
     state = module.__dict__
-    key: tuple[Any, ...] = (type(module), *state)
-    if not type(module).__module__.startswith("torch.nn."):  # a user may put a list where there was a number
+    kind = type(module)
+    key: tuple[Any, ...] = (kind, *state)
+    if kind in _of_several_types or not kind.__module__.startswith("torch.nn."):  # a list where there was a number
         key = (*key, *map(type, state.values()))
     reader = _readers.get(key)
     if reader is None:
+        if kind not in _of_several_types and any(map(_is_plain_list, state.values())):
+            _of_several_types.add(kind)
+            return _settings_of(module)
         names = [n for n, value in state.items() if isinstance(value, _SCALARS) or _is_plain_tuple(value)]
         tensors = [n for n, value in state.items() if isinstance(value, torch.Tensor)]
         reader = operator.itemgetter(*names) if names else lambda _: None
-        others = [n for n, value in state.items() if n not in names and _is_looked_into(module, n, value)]
+        others = [
+            n for n, v in state.items() if n not in names and (_is_looked_into(module, n, v) or _is_plain_list(v))
+        ]
         if others:
             reader = _with_contents(reader, others)
         if tensors:  # parameters of nn.DataParallel's replicas are plain attributes
@@ -117,6 +133,10 @@ def _with_contents(reader: _Reader, names: list[str]) -> _Reader:
 def _is_looked_into(module: nn.Module, name: str, value: Any) -> bool:
     """Torch's own modules keep lists that nobody changes."""
     return name not in _INTERNALS and has_users_code(module) and not isinstance(value, (torch.Tensor, nn.Module))
+
+
+def _is_plain_list(value: Any) -> bool:
+    return type(value) is list and all(isinstance(item, _SCALARS) for item in value)
 
 
 def _is_plain_tuple(value: Any) -> bool:

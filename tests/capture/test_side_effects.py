@@ -1,15 +1,21 @@
 """Python values that forward reads or changes: refused with the line, put back, and never frozen."""
 
+import functools
+import itertools
+import math
 import random
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import memopt
 from tests.helpers import assert_same, images, reasons, train_step
@@ -17,6 +23,46 @@ from tests.wild.models import CHAINS, Net
 
 RATE = 1.0
 RATES = {"rate": [1.0]}
+LAST: torch.Tensor | None = None
+
+
+class Schedule:
+    """A value that is called for."""
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+    def __call__(self) -> float:
+        return self.rate
+
+    def advance(self) -> float:
+        self.rate += 1
+        return self.rate
+
+
+@dataclass(slots=True)
+class Slots:
+    """A configuration without a dictionary."""
+
+    rate: float = 1.0
+    steps: Any = None
+
+
+def _twice(rate: float) -> float:
+    return 2 * rate
+
+
+def counting(function: Callable[..., float]) -> Callable[..., float]:
+    """A decorator that counts calls."""
+    calls = 0
+
+    @functools.wraps(function)
+    def counted(*args: Any) -> float:
+        nonlocal calls
+        calls += 1
+        return function(*args) * calls
+
+    return counted
 
 
 class Stateful(Net):
@@ -33,6 +79,12 @@ class Stateful(Net):
         self.numpy_random = np.random.default_rng(0)
         self.schedule = iter([1.0 + number / 10 for number in range(100)])
         self.averages = [torch.ones(1)]
+        self.scheduled = Schedule()
+        self.slots = Slots(steps=itertools.count())
+        self.draw = random.Random(0).random
+        self.read = self.scheduled.__call__
+        self.partial = functools.partial(_twice, rate=1.0)
+        self.function: Callable[[], float] = lambda: 1.0
 
     def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
         return self.head(self.block(self.stem(x))) * self.factor(given)
@@ -78,6 +130,71 @@ class StrayTensor(Stateful):
     def factor(self, given: list[float]) -> Any:
         self.averages[0].mul_(0.9)
         return self.averages[0]
+
+
+class Wrapped(Stateful):
+    @counting
+    def factor(self, given: list[float]) -> Any:
+        return 1.0
+
+
+class CallingAnObject(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        return self.scheduled.advance()
+
+
+class CallingAMethod(Stateful):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Schedule().advance
+
+    def factor(self, given: list[float]) -> Any:
+        return self.step()
+
+
+class InSlots(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        self.slots.rate += 1
+        return self.slots.rate
+
+
+class IteratingInside(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        return 1.0 + next(self.slots.steps)
+
+
+class Drawing(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        return self.draw()
+
+
+class OnAFunction(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        _twice.calls += 1  # type: ignore[attr-defined]
+        return _twice.calls  # type: ignore[attr-defined]
+
+
+class GlobalTensor(Stateful):
+    def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
+        global LAST
+        LAST = self.stem(x)
+        return self.head(self.block(LAST))
+
+
+class ByType(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        return 2.0 if type(self.averages[0]) is torch.Tensor else 3.0
+
+
+class Printing(Stateful):
+    def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
+        return super().forward(x) * len(str(x.mean()))
+
+
+class Flagging(Stateful):
+    def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
+        with torch.backends.mkldnn.flags(enabled=False):
+            return super().forward(x)
 
 
 class OnItsClass(Stateful):
@@ -131,6 +248,13 @@ def closure() -> Net:
     return Closure()
 
 
+def _wrapped() -> Net:
+    cells = Wrapped.factor.__closure__ or ()
+    (counter,) = [cell for cell in cells if isinstance(cell.cell_contents, int)]
+    counter.cell_contents = 0
+    return Wrapped()
+
+
 CHANGING: dict[Callable[[], Net], str] = {
     Private: "changes self._private",
     Configuration: "changes self.config",
@@ -145,6 +269,17 @@ CHANGING: dict[Callable[[], Net], str] = {
     Default: "changes default given",
     Seeding: "seeds torch's random numbers",
     Toggling: "changes a setting of layers.0.norm1",
+    _wrapped: "changes calls",
+    CallingAnObject: "changes self.scheduled",
+    CallingAMethod: "changes self.step",
+    InSlots: "changes self.slots",
+    IteratingInside: "advances an iterator in self.slots",
+    Drawing: "draws random numbers",
+    OnAFunction: "changes an attribute of _twice",
+    GlobalTensor: "changes LAST",
+    ByType: "compares a type with torch.Tensor",
+    Printing: "prints a tensor or makes text of it",
+    Flagging: "sets a flag of torch.backends",
     closure: "changes count",
 }
 
@@ -154,6 +289,9 @@ def _put_back_globals() -> None:
     RATE = 1.0
     RATES["rate"][:] = [1.0]
     OnItsClass.shared = 0.0
+    _twice.calls = 0.0  # type: ignore[attr-defined]
+    global LAST
+    LAST = None
     Stateful.forward.__defaults__[0][:] = [0.0]
 
 
@@ -185,7 +323,9 @@ def test_what_forward_changes_is_refused_and_changes_as_before(make: Callable[[]
 
 class Reading(Stateful):
     def factor(self, given: list[float]) -> Any:
-        return self.config.rate * self.nested["rates"][0] * RATE * RATES["rate"][0] * self.shared * self._scale()
+        products = (self.scheduled(), self.slots.rate, self.read(), self.partial(), self.function())
+        known = self.config.rate * self.nested["rates"][0] * RATE * RATES["rate"][0] * self.shared * self._scale()
+        return known * math.prod(products)
 
     def _scale(self) -> float:
         return _helper()
@@ -216,7 +356,38 @@ def _change_class(model: Reading) -> None:
     Stateful.shared = 3.0
 
 
-@pytest.mark.parametrize("change", [_change_config, _change_nested, _change_global, _change_in_global, _change_class])
+def _change_object(model: Reading) -> None:
+    model.scheduled.rate = 3.0
+
+
+def _change_slots(model: Reading) -> None:
+    model.slots.rate = 3.0
+
+
+def _change_partial(model: Reading) -> None:
+    model.partial.keywords["rate"] = 3.0
+
+
+def _change_function(model: Reading) -> None:
+    """To one that lies at the same address, if it comes to that."""
+    model.function = None  # type: ignore[assignment]
+    model.function = lambda: 3.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _change_config,
+        _change_nested,
+        _change_global,
+        _change_in_global,
+        _change_class,
+        _change_object,
+        _change_slots,
+        _change_partial,
+        _change_function,
+    ],
+)
 def test_what_changes_between_steps_is_recorded_again(change: Callable[[Reading], None]) -> None:
     results = []
     for apply in (False, True):
@@ -230,6 +401,99 @@ def test_what_changes_between_steps_is_recorded_again(change: Callable[[Reading]
         change(model)
         results.append((first, train_step(model, (images(size=8),))))
     Stateful.shared = 0.0
+
+    for expected, actual in zip(*results, strict=True):
+        assert_same(expected, actual)
+    assert len(memopt.explain(model).rewritten) == CHAINS
+
+
+class Growing(Stateful):
+    """Makes a layer, a parameter and a buffer at its first forward."""
+
+    def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
+        if not hasattr(self, "extra"):
+            torch.manual_seed(1)
+            self.extra = nn.Linear(5, 5)
+            self.scale = nn.Parameter(torch.ones(5))
+            self.register_buffer("offset", torch.ones(5))
+        return self.extra(super().forward(x)) * self.scale + self.offset
+
+
+@functools.cache
+def _weights(count: int) -> torch.Tensor:
+    return torch.linspace(1, 2, count)
+
+
+class Cached(Stateful):
+    def factor(self, given: list[float]) -> Any:
+        return _weights(5)
+
+
+class Calling(Stateful):
+    """Hands features to whom it was told to."""
+
+    def forward(self, x: torch.Tensor, given: Any = None) -> torch.Tensor:
+        features = self.block(self.stem(x))
+        given(features)
+        return self.head(features)
+
+
+def _steps(make: Callable[[], Net], apply: bool) -> tuple[Net, list[Any], list[torch.Tensor]]:
+    """Three steps, with the features that a callback was given."""
+    _weights.cache_clear()
+    torch.manual_seed(0)
+    model = make()
+    seen: list[torch.Tensor] = []
+    if apply:
+        memopt.apply(model)
+    steps: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(3):
+            model.zero_grad()
+            result = model(images(size=8), seen.append) if make is Calling else model(images(size=8))
+            result.square().sum().backward()
+            steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    return model, steps, seen
+
+
+@pytest.mark.parametrize("make", [Growing, Cached, Calling])
+def test_no_tensor_without_data_is_left_behind(make: Callable[[], Net]) -> None:
+    _, expected, expected_seen = _steps(make, apply=False)
+    model, actual, seen = _steps(make, apply=True)
+
+    for before, after in zip(expected, actual, strict=True):
+        assert_same(before, after)
+    kept = [*model.state_dict(keep_vars=True).values(), *seen, _weights(5)]
+    assert not any(isinstance(tensor, FakeTensor) for tensor in kept)
+    assert len(seen) == len(expected_seen)
+
+
+def test_what_is_recorded_at_every_step_is_told() -> None:
+    model = memopt.apply(Stateful())
+
+    def train() -> None:
+        for step in range(20):
+            model.steps = step
+            train_step(model, (images(size=8),))
+
+    with pytest.warns(UserWarning, match=r"recorded the forward of Stateful 16 times in 16 calls.*self\.steps changed"):
+        train()
+
+
+def test_a_lazy_module_is_recorded_once_it_has_its_shapes() -> None:
+    class Lazy(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.LazyConv2d(8, 3, padding=1)
+
+    results = []
+    for apply in (False, True):
+        torch.manual_seed(0)
+        model = Lazy()
+        if apply:
+            memopt.apply(model)
+        results.append([train_step(model, (images(size=8),)) for _ in range(3)])
 
     for expected, actual in zip(*results, strict=True):
         assert_same(expected, actual)
