@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
-from memopt.capture.places import where_used
+from memopt.capture.places import OF_RNNS, where_used
 from memopt.capture.shapes import make_fake
 from memopt.errors import CaptureError
 from memopt.ir import is_in_pieces, sharding_policy
@@ -82,6 +82,8 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
                     full = f"{path}.{name}" if path else name
                     names.setdefault(id(fake), full)
                     swapped.append((store, name, tensor, fake, full))
+    rnns = [vars(module) for module in root.modules() if isinstance(module, nn.RNNBase)]
+    known = [{name: store[name] for name in OF_RNNS if name in store} for store in rnns]
     try:
         for store, name, _, fake, _ in swapped:
             store[name] = fake
@@ -99,6 +101,8 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
                 del store[full.rpartition(".")[2]]
         for store, name, tensor, _, _ in swapped:
             store[name] = tensor
+        for store, lists in zip(rnns, known, strict=True):
+            store.update(lists)
 
 
 def _stores(module: nn.Module) -> "tuple[dict[str, Any], ...]":

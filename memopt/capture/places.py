@@ -23,6 +23,8 @@ _DEEPEST, _MOST_PARTS = 3, 1000
 _DEEPEST_WRAPPED = 20
 _Cache: Any = type(functools.cache(int))
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
+OF_RNNS = ("_flat_weights", "_flat_weight_refs")
+"""Where `nn.LSTM` and its like list their parameters, anew whenever others have come in their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ def module_places(root: nn.Module) -> list[Place]:
         for path, module in root.named_modules()
         for name, value in vars(module).items()
         if (name not in _MODULE_INTERNALS or name == "training") and not isinstance(value, (torch.Tensor, nn.Module))
+        if not (isinstance(module, nn.RNNBase) and name in OF_RNNS)
     ]
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
-from torch.utils._device import DeviceContext
 
 from memopt.capture import Place, is_recording, outside_places, outside_signature, values_read
 from memopt.errors import CaptureError
@@ -195,10 +194,17 @@ class Rewriter:
 
 
 def _is_ordinary(tensor: torch.Tensor) -> bool:
-    """Whether an input is a tensor and nothing more: of no other class, not empty, without attributes of the user's."""
+    """Whether an input is a tensor and nothing more: of no other class, without attributes of the user's, not empty.
+
+    Of several processes one may have nothing to do, and yet take part in what the others wait for.
+    """
     if type(tensor) is FakeTensor:
         return True
-    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel() > 0 and not tensor.__dict__
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        return False
+    if not tensor.numel() and not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return all(name.startswith("_") for name in tensor.__dict__)
 
 
 def _but_for(module: nn.Module) -> str:
@@ -228,8 +234,12 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Si
     return (input_signature(leaves), spec, mode_signature(device), module_signature(module))
 
 
-def _function_modes() -> list[Any]:
-    return _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []  # type: ignore[no-untyped-call]
+def _replaces_functions() -> bool:
+    """Whether the user has a mode in force that sees every function of torch's."""
+    if not torch._C._len_torch_function_stack():
+        return False
+    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(type(mode).__module__.partition(".")[0] not in ("torch", "memopt") for mode in modes)
 
 
 def callers_level() -> int:
@@ -249,7 +259,7 @@ def _under_another_tool() -> bool:
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or not all(isinstance(mode, DeviceContext) for mode in _function_modes())
+        or _replaces_functions()
         or bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
         or bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
     )

@@ -3,26 +3,35 @@
 import copy
 import sys
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import memopt
 from memopt.measure.tracker import StorageTracker
 from tests.helpers import (
+    DenseBlock,
+    DenseNet,
+    assert_exact,
     assert_rewritten,
     assert_same,
     assert_trains_alike,
     dense_net,
     images,
+    plain,
     rewritten_copy,
     state_of,
     train_step,
+    unsettle,
 )
 
 
@@ -256,6 +265,81 @@ def test_forward_mode_differentiation_runs_the_users_forward() -> None:
             tangents.append(forward_ad.unpack_dual(result).tangent)
     assert tangents[0] is not None
     assert torch.equal(*tangents)
+
+
+class _Doubling(TorchFunctionMode):
+    """Replaces a function, as a user's mode may."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.flatten or getattr(func, "__name__", "") == "flatten" else result
+
+
+def test_a_mode_that_replaces_functions_is_heeded() -> None:
+    naive, model = dense_net(), rewritten_copy(dense_net())
+    for mode in (nullcontext(), _Doubling(), nullcontext()):
+        with mode:
+            expected, actual = train_step(naive, (images(),)), train_step(model, (images(),))
+        assert_same(expected, actual)
+    assert memopt.explain(model).ran
+
+
+def test_empty_batches_and_inputs_with_attributes_run_the_users_forward() -> None:
+    class Weighted(DenseNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * getattr(x, "weight", 1.0)
+
+    naive, model = Weighted().eval(), memopt.apply(Weighted()).eval()
+    model.load_state_dict(naive.state_dict())
+    weighted: Any = images()
+    weighted.weight = 3.0
+    for x in (images(), weighted, torch.empty(0, 3, 6, 6), images()):
+        assert torch.equal(naive(x), model(x))
+    assert memopt.explain(model).ran
+
+
+@pytest.mark.parametrize("numbers_first", [True, False])
+def test_settings_of_torchs_modules_may_be_lists_in_some(numbers_first: bool) -> None:
+    def make() -> nn.Module:
+        model = dense_net()
+        pools = [nn.AvgPool2d(2), nn.AvgPool2d([2, 2])]  # type: ignore[arg-type]
+        same = nn.Conv2d(6, 6, 3, padding="same")
+        upsampled = nn.Upsample(scale_factor=4)
+        ordered = pools if numbers_first else pools[::-1]
+        model.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), same, *ordered, upsampled)
+        return unsettle(model)
+
+    naive = make()
+    model = memopt.apply(copy.deepcopy(naive))
+    for size in (2, 1):
+        for each in (naive, model):
+            each.stem[2 + numbers_first].kernel_size = [size, size]
+            each.stem[2 + numbers_first].stride = [size, size]
+        assert_same(train_step(naive, (images(size=8),)), train_step(model, (images(size=8),)))
+    assert len(memopt.explain(model).rewritten) == 7
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_called_as_they_are(kind: Any) -> None:
+    def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        features = F.relu(m.norm(m.block(x)))
+        return m.recurrent(features.mean(2).transpose(1, 2))[0]
+
+    parts = {"block": lambda: DenseBlock(3, 4, 3), "norm": lambda: nn.BatchNorm2d(15), "recurrent": lambda: kind(15, 4)}
+    model = plain(body, **parts)
+    assert_exact(model, images(), at_least=4)
+    rewritten = rewritten_copy(model)
+    train_step(rewritten, (images(),))
+    assert not any(isinstance(weight, FakeTensor) for weight in rewritten.recurrent._flat_weights)
+
+
+def test_a_slice_of_a_sequential_is_looked_into() -> None:
+    def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = m.stages[:1](x)
+        return m.stages[1:](torch.cat([x, x], 1))
+
+    parts = {"stages": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))}
+    assert_exact(plain(body, **parts), images(), at_least=1)
 
 
 def test_double_backward_fails_with_one_clear_message() -> None:
