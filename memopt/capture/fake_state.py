@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from memopt.capture.places import OF_RNNS, where_used
 from memopt.capture.shapes import make_fake
@@ -84,6 +85,7 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
                     swapped.append((store, name, tensor, fake, full))
     rnns = [vars(module) for module in root.modules() if isinstance(module, nn.RNNBase)]
     known = [{name: store[name] for name in OF_RNNS if name in store} for store in rnns]
+    cached, parametrize._cache = parametrize._cache, {}  # of `parametrize.cached()`: weights made of real parameters
     try:
         for store, name, _, fake, _ in swapped:
             store[name] = fake
@@ -96,6 +98,7 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
                 "carry. Write a buffer in place (copy_, add_ …); hand anything else out as a result."
             )
     finally:
+        parametrize._cache = cached
         for store, path in attributes:
             for full in _new_tensors([(store, path)], names):
                 del store[full.rpartition(".")[2]]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -331,6 +332,16 @@ def test_recurrent_layers_are_called_as_they_are(kind: Any) -> None:
     rewritten = rewritten_copy(model)
     train_step(rewritten, (images(),))
     assert not any(isinstance(weight, FakeTensor) for weight in rewritten.recurrent._flat_weights)
+
+
+def test_parametrizations_that_are_cached_around_a_step() -> None:
+    naive = dense_net()
+    parametrizations.weight_norm(naive.stem)
+    parametrizations.weight_norm(naive.block2.layers[0].conv1)
+    model = rewritten_copy(naive)
+    for _ in range(2):
+        assert_same(*(train_step(each, (images(),), context=parametrize.cached) for each in (naive, model)))
+    assert memopt.explain(model).ran
 
 
 def test_a_slice_of_a_sequential_is_looked_into() -> None:
