@@ -110,7 +110,7 @@ def _install(target: nn.Module, shared: Shared, path: str = "") -> Rewriter:
         return rewritten
 
     rewriter = Rewriter(build, lambda module: _descend(module, shared, path), shared.warned)
-    install(target, rewriter, lambda duplicate: apply(duplicate, config=shared.config))
+    install(target, rewriter, lambda duplicate: _apply(duplicate, None, shared.config))
     return rewriter
 
 

@@ -301,6 +301,23 @@ def test_wrappers_are_looked_into() -> None:
     assert not memopt.explain(wrapped).applied
 
 
+def test_a_forward_replaced_on_the_instance_is_refused_before_and_copied_after() -> None:
+    model = dense_net()
+    own: Any = model.forward
+    model.forward = lambda x: own(x) * 2
+    with pytest.raises(memopt.CaptureError, match=r"replaced on the instance.*Call memopt\.apply before"):
+        memopt.apply(model)
+    del model.forward
+
+    memopt.apply(model)
+    ours: Any = model.forward
+    model.forward = lambda x: ours(x) * 2
+    duplicate = copy.deepcopy(model)
+    model(images()).sum().backward()
+    assert memopt.explain(model).ran
+    assert memopt.explain(duplicate).applied
+
+
 @pytest.mark.parametrize("field", [{"numerics": "bold"}, {"recompute": "all"}])
 def test_bad_configurations_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(memopt.ConfigError, match=f"Config.{next(iter(field))}"):
