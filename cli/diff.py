@@ -22,6 +22,8 @@ _SUBJECT = {
     "amp": "autocast dtype",
     "device_name": "device",
 }
+# What was asked for, in reports that say so.
+_OPTIONS = ("numerics", "recompute", "budget")
 # Where a report keeps figures, and how a row calls them.
 _PLACES = {"measured": (), "predicted": ("predicted",)}
 _FIGURES = (
@@ -53,7 +55,9 @@ def diff(options: argparse.Namespace) -> int:
                         worst += [(ratio, f"{source} {_name(figure)}") for ratio in ratios if ratio is not None]
     rows += _states(documents)
     failed = _failures(documents, worst, options.fail_above)
-    heads = ("", "figure", *(Path(path).name for path in options.reports), *["ratio"] * (len(documents) - 1))
+    names = [Path(path).name for path in options.reports]
+    ratios_of = ["ratio"] if len(names) == 2 else [f"ratio {number}" for number in range(2, len(names) + 1)]
+    heads = ("", "figure", *names, *ratios_of)
     remarks = _differences(documents)
     if any(NOTHING in row for row in rows):
         remarks.append(
@@ -71,6 +75,11 @@ def _differences(documents: list[dict[str, Any]]) -> list[str]:
         values = [_subject(document.get(key)) for document in documents]
         if len(set(values)) > 1:
             remarks.append(f"The {name} is not the same: {', '.join(values)}.")
+    asked = [document.get("options") or {} for document in documents]
+    for option in _OPTIONS:
+        values = [_subject(each[option]) for each in asked if option in each]
+        if len(values) == len(documents) and len(set(values)) > 1:
+            remarks.append(f"The option --{option} is not the same: {', '.join(values)}.")
     return remarks
 
 

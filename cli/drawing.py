@@ -8,7 +8,7 @@ from memopt.report.page import comparison_page, named_timelines, timeline_page
 from memopt.report.pictures import require_matplotlib, save_figure, timeline_figure
 
 from .errors import CommandError
-from .output import require_writable
+from .output import STDOUT, require_writable
 
 SUFFIXES = (".html", ".svg", ".png")
 
@@ -29,7 +29,26 @@ def require_drawable(options: argparse.Namespace) -> None:
             )
     if options.html is not None:
         require_matplotlib("--html")
+        if options.html == STDOUT:
+            raise CommandError(
+                "--html - names no file: a page is not written to stdout. Give it a name, such as page.html."
+            )
         require_writable(options.html, "--html")
+
+
+def require_different(options: argparse.Namespace) -> None:
+    """One file cannot hold what two options write.
+
+    Raises:
+        CommandError: it would have to.
+    """
+    written: dict[Path, str] = {}
+    for name in ("json", "html", "timeline"):
+        path = getattr(options, name)
+        if path is not None and (name != "json" or path != STDOUT):
+            other = written.setdefault(Path(path).resolve(), name)
+            if other != name:
+                raise CommandError(f"--{other} and --{name} both name {path}. Give each a file of its own.")
 
 
 def draw(options: argparse.Namespace, comparison: Comparison) -> None:

@@ -19,7 +19,7 @@ from .errors import CommandError
 from .job import Job, make_job
 from .output import alone_on_stdout, require_writable, write_document
 from .target import load_target, parse_arguments, takes_argument
-from .variants import NAIVE, Variant, levels, measured, other_variants, predicted_within, with_batch
+from .variants import NAIVE, Variant, kernels_of, levels, measured, other_variants, predicted_within, with_batch
 
 DEPTH = "depth"
 # A deep model takes long to predict: the depth found is at most this share too small.
@@ -35,11 +35,13 @@ class Limit:
     Attributes:
         size: None where not even the smallest fits.
         figures: predicted for it.
+        largest_bytes: peak allocated, if estimated workspaces take as much as they may; None where none is estimated.
         trained: whether it trained within the memory on the GPU here; None without one.
     """
 
     size: int | None
     figures: StepFigures | None
+    largest_bytes: int | None
     trained: bool | None
 
 
@@ -82,6 +84,7 @@ def limits(options: argparse.Namespace) -> int:
             "target": job.target.text,
             "arguments": options.arg,
             "memory_bytes": memory_bytes,
+            "numerics": options.numerics,
             "input_shape": list(job.inputs[0].shape),
             "input_shapes": [list(shape) for shape in shapes_of(job.inputs)],
             "limits": answers,
@@ -124,10 +127,11 @@ class _Depths:
 
 def _limit(variant: Variant, question: _Question, memory_bytes: int, device: torch.device) -> Limit:
     figures: dict[int, StepFigures] = {}
+    largest: dict[int, int | None] = {}
 
     def cost(number: int) -> int:
         """What is allocated, which grows evenly, unless so much must be reserved that the memory does not suffice."""
-        figures[number] = predicted_within(question.job(number), variant, memory_bytes)
+        figures[number], largest[number] = predicted_within(question.job(number), variant, memory_bytes)
         allocated, reserved = figures[number].peak_allocated_bytes, figures[number].peak_reserved_bytes
         assert allocated is not None
         assert reserved is not None
@@ -135,9 +139,9 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
 
     number = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
     if number is None:
-        return Limit(None, None, None)
+        return Limit(None, None, None, None)
     trained = _trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
-    return Limit(question.size(number), figures[number], trained)
+    return Limit(question.size(number), figures[number], largest[number], trained)
 
 
 def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:
@@ -160,12 +164,29 @@ def _print(
     """Each answer as soon as it is found: a large model takes minutes for all of them. All of them as data."""
     verified = job.device.type == "cuda"
     answers: list[dict[str, Any]] = []
+    beyond: list[str] = []
+
+    def notes() -> Iterator[str]:
+        """Below the rows, when those are known."""
+        yield (
+            f"Predicted for a GPU, memopt with {kernels_of(job.config)}: what the caching allocator reserves fits the "
+            "memory, if need be by giving free memory back first, which takes time. The CUDA context takes some "
+            "hundred MiB of a card beside that."
+        )
+        if beyond:
+            yield (
+                "Workspaces of convolutions that were never measured on a GPU are estimated. If they take as much as "
+                f"they may, more than the memory is allocated: {', '.join(beyond)}."
+            )
 
     def rows() -> Iterator[list[str]]:
         for question, variant in product(questions, variants):
             on_stage(f"largest {question.name}: {variant.label}")
             limit = _limit(variant, question, memory_bytes, job.device)
             answers.append(_answer(question.name, variant.label, limit))
+            if limit.largest_bytes is not None and limit.largest_bytes > memory_bytes:
+                largest = whole_mebibytes(limit.largest_bytes)
+                beyond.append(f"{largest} (largest {question.name}, {variant.label})")
             row = _row(question.name, variant.label, limit)
             yield row if verified else row[:-1]
 
@@ -182,10 +203,7 @@ def _print(
         f"{job.target.text} in {whole_mebibytes(memory_bytes)}, input {shapes}{depths}",
         columns | ({"trained here": 0} if verified else {}),
         rows(),
-        (
-            "Predicted for a GPU: what the caching allocator reserves fits the memory, if need be by giving free "
-            "memory back first, which takes time. The CUDA context takes some hundred MiB of a card beside that.",
-        ),
+        notes(),
         sys.stdout,
     )
     return answers
@@ -199,6 +217,7 @@ def _answer(name: str, label: str, limit: Limit) -> dict[str, Any]:
         "size": limit.size,
         "peak_allocated_bytes": figures.peak_allocated_bytes,
         "peak_reserved_bytes": figures.peak_reserved_bytes,
+        "largest_peak_allocated_bytes": limit.largest_bytes,
         "trained": limit.trained,
     }
 

@@ -28,7 +28,7 @@ from memopt.report import (
 from memopt.report.pictures import PictureError
 
 from .diff import diff
-from .drawing import draw, require_drawable
+from .drawing import draw, require_different, require_drawable
 from .errors import CommandError, describe
 from .job import make_job
 from .limits import limits
@@ -67,10 +67,12 @@ def _optimize(options: argparse.Namespace) -> int:
     if options.json is not None:
         require_writable(options.json)
     require_drawable(options)
+    require_different(options)
     with alone_on_stdout(options.json), stage_display(sys.stderr, quiet=options.quiet) as on_stage:
         comparison = _comparison(options, on_stage)
     if options.json is not None:
-        write_document(comparison_document(comparison, options.target, options.arg), options.json, stdout)
+        asked = {name: getattr(options, name) for name in ("numerics", "recompute", "budget")}
+        write_document(comparison_document(comparison, options.target, options.arg, asked), options.json, stdout)
     draw(options, comparison)
     if options.json != STDOUT and not options.quiet:
         print_comparison(comparison, options.target, stdout)

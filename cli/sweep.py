@@ -21,7 +21,17 @@ from .job import Job, make_job
 from .output import require_writable
 from .ranges import is_range, parse_range
 from .target import load_target, parse_arguments
-from .variants import NAIVE, Variant, levels, measured, memopt_variant, other_variants, predicted, with_batch
+from .variants import (
+    NAIVE,
+    Variant,
+    kernels_of,
+    levels,
+    measured,
+    memopt_variant,
+    other_variants,
+    predicted,
+    with_batch,
+)
 
 FIELDS = (
     "target", "variable", "value", "variant", "source",
@@ -165,7 +175,11 @@ def _print(points: list[Point], variable: str, job: Job, measure: bool) -> None:
         return shown if figures.step_seconds is None else [*shown, duration(figures.step_seconds)]
 
     heads = [variable, "variant", "activation peak", "peak allocated", "peak reserved", *(["step"] if measure else [])]
-    source = f"measured on {torch.cuda.get_device_name(job.device)}" if measure else "predicted for a GPU"
+    source = (
+        f"measured on {torch.cuda.get_device_name(job.device)}"
+        if measure
+        else f"predicted for a GPU, memopt with {kernels_of(job.config)}"
+    )
     exponents = [(label, fitted_exponent(series)) for label, series in _series(points).items()]
     notes = [f"{label}: the activation peak grows with {variable} to the power {e}." for label, e in exponents if e]
     print_table(

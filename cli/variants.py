@@ -74,15 +74,28 @@ def predicted(job: Job, variant: Variant) -> StepFigures:
     return _prediction(job, variant).figures
 
 
-def predicted_within(job: Job, variant: Variant, memory_bytes: int) -> StepFigures:
+def predicted_within(job: Job, variant: Variant, memory_bytes: int) -> tuple[StepFigures, int | None]:
     """The same on a GPU with so much memory: more is reserved than that where the step does not fit.
+
+    With it the largest peak allocated, if workspaces that were never measured take as much as they may; None where all
+    were measured.
 
     Raises:
         CommandError: it cannot be predicted.
     """
     prediction = _prediction(job, variant)
     reserved_bytes = reserved_within(prediction.trace, memory_bytes, GPU.expandable_segments)
-    return replace(prediction.figures, peak_reserved_bytes=reserved_bytes)
+    largest_bytes = prediction.largest.peak_allocated_bytes if prediction.unmeasured else None
+    return replace(prediction.figures, peak_reserved_bytes=reserved_bytes), largest_bytes
+
+
+def kernels_of(config: memopt.Config) -> str:
+    """Whose kernels `memopt_variant` predicts, in words."""
+    return {
+        "auto": 'numerics "auto" (fused kernels, where a model has some)',
+        "fast": 'numerics "fast" (fused kernels, where a model has some)',
+        "exact": 'numerics "exact" (eager\'s kernels)',
+    }[config.numerics]
 
 
 def _prediction(job: Job, variant: Variant) -> Prediction:

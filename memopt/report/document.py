@@ -1,7 +1,7 @@
 """The report as a JSON document, for programs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,10 @@ SCHEMA = 1
 
 
 def comparison_document(
-    comparison: Comparison, target: str | None = None, arguments: Sequence[str] = ()
+    comparison: Comparison,
+    target: str | None = None,
+    arguments: Sequence[str] = (),
+    options: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """What `memopt optimize --json` writes. Sizes in bytes, times in seconds, None where there is no figure.
 
@@ -21,12 +24,14 @@ def comparison_document(
         comparison: from `memopt.compare`.
         target: what was compared, as the user named it.
         arguments: what it was made with, "name=value" each.
+        options: what was asked for of memopt, as the user wrote it.
     """
     shapes = [list(shape) for shape in comparison.input_shapes]
     return {
         "schema": SCHEMA,
         "target": target,
         "arguments": list(arguments),
+        "options": dict(options or {}),
         "device": comparison.device,
         "device_name": comparison.device_name,
         "input_shape": shapes[0] if shapes else None,

@@ -103,7 +103,8 @@ def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[Figu
     for name in CATEGORIES:
         first, second = (None if line is None else line.at_peak[name] for line in (before, after))
         if first or second:
-            ratio = _ratio(second / first, False) if first and first >= least and second is not None else NOTHING
+            was_there = first and second is not None and (first >= least or first == second)
+            ratio = _ratio((second or 0) / first, False) if first and was_there else NOTHING
             was, is_now = (NOTHING if size is None else mebibytes(size) for size in (first, second))
             rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
@@ -125,7 +126,7 @@ def not_paying(comparison: Comparison) -> tuple[str, ...]:
         "without. Leave the model as it is, or try a larger input."
         for source, figures in sides.items()
         for before, after in [(_value(side, "peak_allocated_bytes") for side in figures)]
-        if before is not None and after is not None and after >= before
+        if before is not None and after is not None and (after >= before or mebibytes(after) == mebibytes(before))
     )
 
 

@@ -67,6 +67,17 @@ def test_what_differs_and_what_is_missing_is_said_above(report: Write, capsys: p
     assert "—" not in same
 
 
+def test_other_options_are_said(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [{"numerics": "auto", "recompute": "auto", "budget": b} for b in (None, "300MiB")]
+    paths = [report("a.json", options=made[0]), report("b.json", options=made[1])]
+    assert main(["diff", *paths]) == 0
+    text = capsys.readouterr().out
+    assert "The option --budget is not the same: none, 300MiB." in text
+    assert "--numerics" not in text
+    assert main(["diff", paths[1], report("earlier.json")]) == 0
+    assert "The option" not in capsys.readouterr().out, "the other says nothing of its options"
+
+
 @pytest.mark.parametrize(("peak_mib", "status"), [(104.9, 0), (105.1, 1), (50.0, 0)])
 def test_growth_above_the_ratio_fails(
     report: Write, capsys: pytest.CaptureFixture[str], peak_mib: float, status: int

@@ -20,6 +20,9 @@ def test_a_page_and_pictures_are_written(tiny: str, tmp_path: Path) -> None:
         (["--timeline", "step.pdf"], "End it in .html, .svg, .png"),
         (["--timeline", "/nowhere/step.svg"], "--timeline /nowhere/step.svg cannot be written"),
         (["--html", "/nowhere/report.html"], "--html /nowhere/report.html cannot be written"),
+        (["--html", "-"], "--html - names no file"),
+        (["--html", "./a.html", "--json", "a.html"], "--json and --html both name ./a.html"),
+        (["--html", "a.html", "--timeline", "a.html"], "--html and --timeline both name a.html"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_before_the_work(

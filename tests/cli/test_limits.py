@@ -93,7 +93,7 @@ def test_an_answer_is_printed_as_soon_as_it_is_found(
     """A large model takes minutes, and nothing tells of progress where there is no terminal."""
     found = limits.predicted_within
 
-    def interrupted(job: limits.Job, variant: limits.Variant, memory_bytes: int) -> StepFigures:
+    def interrupted(job: limits.Job, variant: limits.Variant, memory_bytes: int) -> tuple[StepFigures, int | None]:
         if variant.label == "memopt layer":
             raise KeyboardInterrupt
         return found(job, variant, memory_bytes)
@@ -117,6 +117,17 @@ def test_the_answers_as_json(tiny: str, capsys: pytest.CaptureFixture[str], tmp_
         assert one["trained"] is None
     assert main([*command, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == document
+
+
+def test_it_says_whose_kernels_and_what_estimates_may_come_to(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for numerics in ("auto", "exact"):
+        command = ["limits", f"{tiny}:Tiny", "--memory", "72MiB", "--recompute", "layer", "--numerics", numerics]
+        assert main(command) == 0
+        texts.append(" ".join(capsys.readouterr().out.split()))
+    assert 'memopt with numerics "auto" (fused kernels, where a model has some)' in texts[0]
+    assert 'memopt with numerics "exact" (eager\'s kernels)' in texts[1]
+    assert "MiB (largest batch size, naive)" in texts[0].partition("more than the memory is allocated: ")[2]
 
 
 def test_every_input_is_named(

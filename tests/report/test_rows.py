@@ -95,6 +95,8 @@ def test_where_the_peak_is_not_lower_it_is_said(comparison: Comparison, measured
         f"{source}, memopt does not pay: the peak allocated is 25.0 MiB with it and 25.0 MiB without. Leave the model "
         "as it is, or try a larger input.",
     )
+    hardly = replace(pays, **{after: StepFigures(peak_allocated_bytes=25 * MIB - 20_000)})
+    assert not_paying(hardly) == not_paying(worse), "where the figures look the same"
     assert not_paying(replace(worse, **{after: StepFigures(out_of_memory=True)})) == ()
     assert not_paying(replace(worse, **{after: None})) == ()
     plan = MemoryPlan(30 * MIB, "GPU", "exact", (), 25 * MIB, 25 * MIB, None, 0.0)
@@ -172,5 +174,7 @@ def test_the_categories_of_a_predicted_peak() -> None:
     )
     hardly = category_rows(line(gradients=3, activations=4000), line(gradients=8, activations=100))
     assert hardly[0] == FigureRow("gradients", "3.00 MiB", "8.00 MiB", "—")
+    same = category_rows(line(parameters=3, activations=4000), line(parameters=3, activations=100))
+    assert same[0] == FigureRow("parameters", "3.00 MiB", "3.00 MiB", "1.00 ×")
     assert category_rows(line(scratch=5), None) == (FigureRow("scratch", "5.00 MiB", "—", "—"),)
     assert category_rows(None, None) == ()
