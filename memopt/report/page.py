@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from memopt.ir import mebibytes
+from memopt.ir import MemoryPlan, mebibytes
 from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
+from memopt.report.plan import plan_legend, plan_rows
 from memopt.report.rows import (
     NOTHING,
     block_rows,
@@ -14,6 +15,8 @@ from memopt.report.rows import (
     figure_rows,
     not_paying,
     rejection_rows,
+    shape_text,
+    share_text,
 )
 
 _STYLE = """
@@ -23,7 +26,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; } code { font-size: .85em; }
+th, td:not(.text) { white-space: nowrap; }
+td.text, th.text { text-align: left; } code { font-size: .85em; }
 svg { max-width: 100%; height: auto; } .note { color: #555; }
 """
 
@@ -39,14 +43,19 @@ def comparison_page(comparison: Comparison, title: str) -> str:
         PictureError: matplotlib is not installed.
     """
     explanation = comparison.explanation
-    shapes = ", ".join("x".join(map(str, shape)) for shape in comparison.input_shapes)
+    shapes, checked = (
+        ", ".join(map(shape_text, each)) for each in (comparison.input_shapes, comparison.checked_shapes)
+    )
     dtype = str(comparison.dtype).removeprefix("torch.")
+    dtype += "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
     rewritten, found = len(explanation.rewritten), len(explanation.chains)
     parts = [
         f"<p>input {escape(shapes)}, {escape(dtype)}, on {escape(comparison.device_name)}</p>",
+        *([] if rewritten else ["<p><strong>Nothing was rewritten: memopt leaves this model as it is.</strong></p>"]),
         f"<p>{found} chains found, {rewritten} rewritten, {found - rewritten} left alone. "
-        f"{escape(equivalence_line(comparison.equivalence))}</p>",
+        f"{escape(equivalence_line(comparison.equivalence))} Checked on {escape(checked)}.</p>",
         *_blocks(comparison),
+        *_plan(comparison.plan),
         *_figures(f"Training step, measured on {comparison.device_name}", comparison, measured=True),
         *_figures(f"Training step, predicted for a {comparison.target.name}", comparison, measured=False),
         *(f"<p><strong>{escape(warning)}</strong></p>" for warning in not_paying(comparison)),
@@ -75,12 +84,12 @@ def _page(title: str, parts: Iterable[str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    def cell(place: int, value: str) -> str:
-        kind = ' class="text"' if place in text_columns else ""
-        return f"<td{kind}>{escape(value)}</td>"
+    def cells(tag: str, values: Sequence[str]) -> str:
+        kinds = [' class="text"' if place in text_columns else "" for place in range(len(values))]
+        return "".join(f"<{tag}{kind}>{escape(value)}</{tag}>" for kind, value in zip(kinds, values, strict=True))
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "\n".join(f"<tr>{''.join(cell(place, value) for place, value in enumerate(row))}</tr>" for row in rows)
+    head = cells("th", heads)
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
 
 
@@ -88,13 +97,26 @@ def _blocks(comparison: Comparison) -> list[str]:
     rows = [
         (
             str(row.block) if row.block else "in no block",
-            f"{row.layers_rewritten} of {row.layers}",
-            f"{row.exits_rewritten} of {row.exits}",
+            share_text(row.layers_rewritten, row.layers),
+            share_text(row.exits_rewritten, row.exits),
             ", ".join(row.levels) or NOTHING,
         )
         for row in block_rows(comparison.explanation.chains)
     ]
     return [_table(("dense block", "layers rewritten", "exits rewritten", "recompute"), rows)] if rows else []
+
+
+def _plan(plan: MemoryPlan | None) -> list[str]:
+    """What a memory budget decided, layer by layer."""
+    if plan is None or not plan.layers:
+        return []
+    rows = [(row.block, row.chains, row.level, row.kept, row.spared, row.again) for row in plan_rows(plan)]
+    heads = ("dense block", "chains", "level", "kept", "time spared", "recompute time")
+    return [
+        "<h2>Memory plan</h2>",
+        _table(heads, rows, text_columns=(1, 2)),
+        f'<p class="note">{escape(plan_legend(plan))}</p>',
+    ]
 
 
 def _figures(heading: str, comparison: Comparison, *, measured: bool) -> list[str]:

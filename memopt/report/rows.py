@@ -175,6 +175,11 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(str(size) for size in shape)
 
 
+def share_text(rewritten: int, found: int) -> str:
+    """ "3 of 4"; an em dash where there are none."""
+    return f"{rewritten} of {found}" if found else NOTHING
+
+
 def _figure_row(field: str, before: StepFigures | None, after: StepFigures | None, rough: bool) -> FigureRow:
     first, second = _value(before, field), _value(after, field)
     ratio = _ratio(second / first, rough) if first and second is not None else NOTHING

@@ -23,6 +23,7 @@ from memopt.report.rows import (
     not_paying,
     rejection_rows,
     shape_text,
+    share_text,
 )
 from memopt.report.tree import SAVED_LEGEND, explanation_tree
 
@@ -176,15 +177,11 @@ def _blocks_table(explanation: Explanation) -> Table:
     for row in block_rows(explanation.chains):
         table.add_row(
             str(row.block) if row.block else "none",
-            _share(row.layers_rewritten, row.layers),
-            _share(row.exits_rewritten, row.exits),
+            share_text(row.layers_rewritten, row.layers),
+            share_text(row.exits_rewritten, row.exits),
             ", ".join(row.levels),
         )
     return table
-
-
-def _share(rewritten: int, found: int) -> str:
-    return f"{rewritten} of {found}" if found else NOTHING
 
 
 def _rejections_table(explanation: Explanation) -> Table:

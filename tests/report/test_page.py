@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from memopt.ir import MemoryPlan, PlannedLayer
 from memopt.measure import CATEGORIES, Comparison, Holding, Timeline
 from memopt.report.page import comparison_page, timeline_page
 
@@ -46,6 +47,19 @@ def test_the_page_holds_the_report_and_asks_the_network_for_nothing(compared: Co
         for address in addresses
     )
     assert not re.search(r"<script|<link|<img|<iframe|@import|url\((?!#)", page)
+
+
+def test_the_page_says_what_the_terminal_says_of_plans_and_checks(comparison: Comparison) -> None:
+    layers = tuple(PlannedLayer(f"block.{n}", 1, "layer" if n else "concat", 2**20, 1e-4, 0.0, 0.0) for n in range(3))
+    plan = MemoryPlan(300 * 2**20, "GPU", "fast", layers, 2**28, 2**28, None, 5e-4)
+    page = comparison_page(replace(comparison, plan=plan), "model.py:Net")
+    assert '<td>1</td><td class="text">1</td><td class="text">concat</td><td>1.00 MiB</td>' in page
+    assert "Level &quot;layer&quot; keeps the features alone" in page
+    assert f"Checked on {', '.join('x'.join(map(str, shape)) for shape in comparison.checked_shapes)}." in page
+    untouched = replace(comparison, explanation=replace(comparison.explanation, chains=()))
+    assert "Nothing was rewritten" in comparison_page(untouched, "model.py:Net")
+    assert "Nothing was rewritten" not in page
+    assert "Memory plan" not in comparison_page(comparison, "model.py:Net")
 
 
 def test_a_comparison_without_prediction_has_a_page_without_a_timeline(comparison: Comparison) -> None:
