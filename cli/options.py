@@ -17,7 +17,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 TARGET_HELP = "path/to/file.py:Name or package.module:Name; Name is a class, a factory or a module instance"
-EXIT_STATUS = "Exit status: 0 done, 1 the rewritten model is not equivalent, 2 TARGET or an option cannot be used."
+EXIT_STATUS = "Exit status: 0 done, 2 TARGET or an option cannot be used."
+NOT_EQUIVALENT = "Exit status: 0 done, 1 the rewritten model is not equivalent, 2 TARGET or an option cannot be used."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,10 +81,19 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--levels", action="store_true", help="memopt at each level instead of the best for memory")
     sweep.add_argument("--measure", action="store_true", help="run real steps on a GPU instead of predicting them")
     _add_also(sweep)
-    diff = commands.add_parser("diff", help="set JSON reports of optimize side by side")
+    diff = commands.add_parser(
+        "diff",
+        help="set JSON reports of optimize side by side",
+        description="Set JSON reports of optimize side by side, each figure with its ratio to the first report's.",
+        epilog="Exit status: 0 done, 1 --fail-above was given and something got worse, 2 a report cannot be read.",
+    )
     diff.add_argument("reports", nargs="+", metavar="FILE", help="of optimize --json; ratios are to the first")
     diff.add_argument(
-        "--fail-above", type=float, metavar="RATIO", help="exit status 1 where a figure after memopt grew by more"
+        "--fail-above",
+        type=float,
+        metavar="RATIO",
+        help="exit status 1 where a figure after memopt is more than RATIO times the first report's, where fewer "
+        "chains are rewritten, or where a model is not equivalent",
     )
     diff.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_train(commands)
@@ -115,7 +125,7 @@ def _command(
         name,
         help=summary,
         description=f"{summary[:1].upper()}{summary[1:]}. {about}",
-        epilog=f"{DEFAULTS} {EXIT_STATUS}",
+        epilog=f"{DEFAULTS} {NOT_EQUIVALENT if name == 'optimize' else EXIT_STATUS}",
     )
     parser.add_argument("target", metavar="TARGET", help=TARGET_HELP)
     parser.add_argument(
@@ -136,8 +146,20 @@ def _command(
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of model and input; default: %(default)s")
     parser.add_argument("--amp", choices=AMP_DTYPES, help="run under autocast in this dtype; weights stay fp32")
-    parser.add_argument("--numerics", choices=get_args(Numerics), default="auto", help="default: %(default)s")
-    parser.add_argument("--recompute", choices=get_args(Recompute), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--numerics",
+        choices=get_args(Numerics),
+        default="auto",
+        help="exact: eager's kernels, the same bits; fast: fused kernels, no farther from float64 than eager; auto: "
+        "fast on a GPU, where the model has fused kernels; default: %(default)s",
+    )
+    parser.add_argument(
+        "--recompute",
+        choices=get_args(Recompute),
+        default="auto",
+        help="layer: keep the features alone; concat: each layer's bottleneck output, too; keep: what eager keeps; "
+        "auto: layer, or what --budget has room for; default: %(default)s",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

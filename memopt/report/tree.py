@@ -13,8 +13,8 @@ from memopt.ir import ChainReport, Explanation, by_block, mebibytes
 SCHEMA = 1
 
 SAVED_LEGEND = (
-    "Less saved: what eager saves for backward and these chains do not, by its shapes alone. What a whole step takes, "
-    "before and after, is predicted by memopt optimize."
+    "Less saved: what eager saves for backward and these chains do not, by its shapes alone; what memopt saves instead "
+    "is not taken off. What a whole step takes, before and after, is predicted by memopt optimize."
 )
 
 
@@ -28,7 +28,7 @@ def explanation_tree(explanation: Explanation) -> Tree:
         done = sum(chain.action == "rewritten" for chain in block)
         shared = _shared_reasons(block)
         because = "".join(
-            f"; {count}{' left alone' if action == 'rejected' else ''} because {reason}"
+            f"; {count} {'left alone' if action == 'rejected' else 'at their level'} because {reason}"
             for (action, reason), count in shared.items()
         )
         branch = tree.add(Text(f"{name}: {done} of {len(block)} rewritten{_saved(block)}{because}", style="bold"))

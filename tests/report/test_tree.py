@@ -39,8 +39,8 @@ def test_the_tree_has_a_branch_for_each_block(explanation: Explanation) -> None:
         "└── in no dense block: 0 of 1 rewritten",
         "    └── block0.layer9.norm1 (model.py:53): left alone, because of no block",
         "",
-        "Less saved: what eager saves for backward and these chains do not, by its shapes alone. What a whole step",
-        "takes, before and after, is predicted by memopt optimize.",
+        "Less saved: what eager saves for backward and these chains do not, by its shapes alone; what memopt saves",
+        "instead is not taken off. What a whole step takes, before and after, is predicted by memopt optimize.",
         "",
         "Note: A note.",
     ]
@@ -55,7 +55,8 @@ def test_a_reason_of_several_chains_is_said_once(make_chain: Callable[..., Chain
     print_explanation(Explanation(True, True, False, (*planned, *left), ()), "model.py:Net", out, width=200)
 
     assert out.getvalue().splitlines()[3:-1] == [
-        f"└── dense block 1: 3 of 5 rewritten; 2 because {shared}; 2 left alone because it is read elsewhere",
+        f"└── dense block 1: 3 of 5 rewritten; 2 at their level because {shared}; "
+        "2 left alone because it is read elsewhere",
         f"    ├── block1.layer0.norm1 (model.py:53): recomputes layer exactly; {own}",
         "    ├── block1.layer1.norm1 (model.py:53): recomputes layer exactly",
         "    ├── block1.layer2.norm1 (model.py:53): recomputes layer exactly",
