@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from memopt.arguments import as_tuple, checked, unwrapped
+from memopt.arguments import as_tuple, checked, require_own_forward, unwrapped
 from memopt.budget import Rewriting, plan_call, plan_within
 from memopt.capture import keeping_python_values, through_checkpoints
 from memopt.config import Config
@@ -36,6 +36,7 @@ from memopt.verify import Copies, verify
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 NOT_RUN_YET = "The rewritten forward has not run yet."
+NOT_RECORDED_YET = "Nothing is recorded yet. Run a training forward, or call memopt.apply with example_inputs."
 
 _left_alone: WeakKeyDictionary[nn.Module, Explanation] = WeakKeyDictionary()
 
@@ -68,11 +69,7 @@ def apply(
             first forward raises it.
     """
     target, config = unwrapped(model), checked(config, example_inputs)
-    if "forward" in vars(target):
-        raise CaptureError(
-            f"The forward of this {type(target).__name__} was replaced on the instance, as accelerate does: memopt's "
-            "would never run. Call memopt.apply before that."
-        )
+    require_own_forward(target)
     _apply(target, None if example_inputs is None else as_tuple(example_inputs), config)
     return model
 
@@ -199,8 +196,7 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
     """What one rewriter has to say, and those of the containers that its recording stopped at."""
     latest = rewriter.latest
     if latest is None:
-        note = "Nothing is recorded yet. Run a training forward, or call memopt.apply with example_inputs."
-        return Explanation(True, False, False, (), (note,))
+        return Explanation(True, False, False, (), (rewriter.why_not or NOT_RECORDED_YET,))
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
     not_all_seen = known.chains or len(known.notes) > len(own.notes)

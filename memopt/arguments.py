@@ -7,6 +7,7 @@ from torch import nn
 
 from memopt.config import Config
 from memopt.errors import CaptureError, ConfigError, ModelError
+from memopt.ir import without_carriers
 
 
 def checked(config: object, example_inputs: object) -> Config:
@@ -25,8 +26,10 @@ def checked(config: object, example_inputs: object) -> Config:
 
 
 def as_tuple(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:
-    """Positional inputs as `apply` takes them."""
-    return (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    """Positional inputs as `apply` takes them; plain tensors in the places of those that carry metadata."""
+    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    plain: tuple[Any, ...] = without_carriers(inputs)
+    return plain
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -45,6 +48,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if hasattr(model, "_orig_mod"):
         raise CaptureError("The model is compiled already. Call memopt.apply first and torch.compile after it.")
     return model
+
+
+def require_own_forward(model: nn.Module) -> None:
+    """A forward on the instance would run in place of memopt's, which is its class's.
+
+    Raises:
+        CaptureError: there is one.
+    """
+    if "forward" in vars(model):
+        raise CaptureError(
+            f"The forward of this {type(model).__name__} was replaced on the instance, as accelerate does: memopt's "
+            "would never run. Call memopt.apply before that."
+        )
 
 
 def _require_module(model: object) -> None:

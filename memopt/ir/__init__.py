@@ -1,6 +1,7 @@
 """Frozen values shared by every stage. Imports nothing of ours."""
 
 from memopt.ir.budget import MemoryPlan, PlannedLayer
+from memopt.ir.carriers import handed_on, is_carrier, without_carriers
 from memopt.ir.chain import ChainReport, Explanation, by_block, join_explanations
 from memopt.ir.fused import (
     MAX_CONV_CHANNELS,
@@ -82,9 +83,11 @@ __all__ = [
     "first_names",
     "flattened",
     "group_of",
+    "handed_on",
     "has_hooks",
     "has_own_forward",
     "holds_tensor",
+    "is_carrier",
     "is_fully_sharded",
     "is_in_pieces",
     "is_open",
@@ -99,4 +102,5 @@ __all__ = [
     "waits_for_others",
     "watching_regions",
     "whole_mebibytes",
+    "without_carriers",
 ]

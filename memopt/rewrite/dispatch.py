@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from memopt.capture import Place, is_recording, outside_places, outside_signature, values_read
 from memopt.errors import CaptureError
-from memopt.ir import Explanation, first_names, flattened
+from memopt.ir import Explanation, first_names, flattened, handed_on, is_carrier, without_carriers
 from memopt.rewrite.install import installed
 from memopt.rewrite.signature import Signature, input_signature, mode_signature, module_signature, with_lists
 
@@ -89,17 +89,24 @@ class Rewriter:
         self._outside: list[Place] | None = None
         self.latest: RewrittenForward | None = None
         self.ran = False
+        self.why_not: str | None = None
 
     def run(self, module: nn.Module, plain: Plain, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The rewritten forward where gradients are recorded and it can run; else the module's own."""
         if not torch.is_grad_enabled() or _under_another_tool() or self._gave_up():
             return plain(module, *args, **kwargs)
-        leaves, _ = flattened((args, kwargs))
+        leaves, spec = flattened((args, kwargs))
+        carriers = [leaf for leaf in leaves if is_carrier(leaf)]
+        given = args, kwargs
+        if carriers:
+            leaves = without_carriers(leaves)
+            given = pytree.tree_unflatten(leaves, spec)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if not tensors or not all(map(_is_ordinary, tensors)):
+            self._tell_of_classes(module, tensors)
             return plain(module, *args, **kwargs)
         try:
-            rewritten = self.prepare(module, plain, args, kwargs)
+            rewritten = self.prepare(module, plain, *given)
         except CaptureError as error:
             refusal = str(error)
             if any(map(is_lazy, module.parameters())):  # this forward makes them
@@ -108,12 +115,26 @@ class Rewriter:
             if rewritten.function is None or rewritten.output_spec is None:
                 return plain(module, *args, **kwargs)
             self.ran = True
-            return pytree.tree_unflatten(rewritten.function(module, *tensors), rewritten.output_spec)
+            results = rewritten.function(module, *tensors)
+            if carriers:
+                results = tuple(handed_on(result, carriers) for result in results)
+            return pytree.tree_unflatten(results, rewritten.output_spec)
         self._descend(module)
-        key = self._key(module, args, kwargs)
+        key = self._key(module, *given)
         result = plain(module, *args, **kwargs)  # where this raises too, the fault is not the recording's
         self._leave_alone(module, key, refusal)
         return result
+
+    def _tell_of_classes(self, module: nn.Module, tensors: list[torch.Tensor]) -> None:
+        """Operations of another class of tensors may be its own, of which a recording would see nothing."""
+        others = {type(tensor) for tensor in tensors} - {torch.Tensor, nn.Parameter, FakeTensor}
+        names = sorted(kind.__name__ for kind in others if kind.__module__.partition(".")[0] != "torch")
+        if names and self.why_not is None:
+            self.why_not = (
+                f"memopt left {type(module).__name__} as it is: its input is a {names[0]}, whose operations may be its "
+                "own. Hand in x.as_subclass(torch.Tensor)."
+            )
+            warnings.warn(self.why_not, stacklevel=callers_level())
 
     def _gave_up(self) -> bool:
         """A forward that changes the module at every step has a new signature each time: do not record forever."""
