@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import memopt
+from memopt.capture.frozen import Same
 from tests.helpers import assert_same, images, reasons, train_step
 from tests.wild.models import CHAINS, Net
 
@@ -407,12 +408,25 @@ def test_what_changes_between_steps_is_recorded_again(change: Callable[[Reading]
     assert len(memopt.explain(model).rewritten) == CHAINS
 
 
+def test_another_object_at_the_same_address_is_not_the_same() -> None:
+    class Thing:
+        pass
+
+    first, second = Thing(), Thing()
+    known = Same(first)
+    assert known == Same(first) != Same(second)
+    known._hash = id(second)  # as if the second had been given the first's place
+    assert known != Same(second)
+    del first
+    assert known != Same(second)
+    assert hash(known) == hash(Same(second)), "it was compared"
+
+
 class Growing(Stateful):
     """Makes a layer, a parameter and a buffer at its first forward."""
 
     def forward(self, x: torch.Tensor, given: list[float] = [0.0]) -> torch.Tensor:  # noqa: B006
         if not hasattr(self, "extra"):
-            torch.manual_seed(1)
             self.extra = nn.Linear(5, 5)
             self.scale = nn.Parameter(torch.ones(5))
             self.register_buffer("offset", torch.ones(5))

@@ -273,7 +273,7 @@ class _Doubling(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        return result * 2 if func is torch.flatten or getattr(func, "__name__", "") == "flatten" else result
+        return result * 2 if getattr(func, "__name__", "") in ("relu", "relu_") else result
 
 
 def test_a_mode_that_replaces_functions_is_heeded() -> None:
