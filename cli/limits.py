@@ -126,13 +126,12 @@ class _Depths:
 
 
 def _limit(variant: Variant, question: _Question, memory_bytes: int, device: torch.device) -> Limit:
-    figures: dict[int, StepFigures] = {}
-    largest: dict[int, int | None] = {}
+    predictions: dict[int, tuple[StepFigures, int | None]] = {}
 
     def cost(number: int) -> int:
         """What is allocated, which grows evenly, unless so much must be reserved that the memory does not suffice."""
-        figures[number], largest[number] = predicted_within(question.job(number), variant, memory_bytes)
-        allocated, reserved = figures[number].peak_allocated_bytes, figures[number].peak_reserved_bytes
+        figures, _ = predictions[number] = predicted_within(question.job(number), variant, memory_bytes)
+        allocated, reserved = figures.peak_allocated_bytes, figures.peak_reserved_bytes
         assert allocated is not None
         assert reserved is not None
         return allocated if reserved <= memory_bytes else reserved
@@ -141,7 +140,7 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
     if number is None:
         return Limit(None, None, None, None)
     trained = _trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
-    return Limit(question.size(number), figures[number], largest[number], trained)
+    return Limit(question.size(number), *predictions[number], trained)
 
 
 def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:

@@ -91,11 +91,8 @@ def predicted_within(job: Job, variant: Variant, memory_bytes: int) -> tuple[Ste
 
 def kernels_of(config: memopt.Config) -> str:
     """Whose kernels `memopt_variant` predicts, in words."""
-    return {
-        "auto": 'numerics "auto" (fused kernels, where a model has some)',
-        "fast": 'numerics "fast" (fused kernels, where a model has some)',
-        "exact": 'numerics "exact" (eager\'s kernels)',
-    }[config.numerics]
+    kernels = "eager's kernels" if config.numerics == "exact" else "fused kernels, where a model has some"
+    return f'numerics "{config.numerics}" ({kernels})'
 
 
 def _prediction(job: Job, variant: Variant) -> Prediction:

@@ -199,8 +199,8 @@ def _known(target: nn.Module, rewriter: Rewriter) -> Explanation:
         return Explanation(True, False, False, (), (rewriter.why_not or NOT_RECORDED_YET,))
     own = replace(latest.explanation, applied=True, ran=rewriter.ran)
     known = with_boundaries(own, latest.boundaries, lambda path: explain(target.get_submodule(path)))
-    not_all_seen = known.chains or len(known.notes) > len(own.notes)
-    notes = [note for note in known.notes if note != NOTHING_FOUND or not not_all_seen]
+    some_inside = known.chains or len(known.notes) > len(own.notes)  # of containers, or to be recorded later
+    notes = [note for note in known.notes if note != NOTHING_FOUND or not some_inside]
     notes += [NOT_RUN_YET] if own.rewritten and not rewriter.ran else []
     return replace(known, notes=tuple(notes))
 

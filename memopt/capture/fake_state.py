@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from memopt.capture.places import OF_RNNS, where_used
+from memopt.capture.places import OF_RNNS, tensor_stores, where_used
 from memopt.capture.shapes import make_fake
 from memopt.errors import CaptureError
 from memopt.ir import is_in_pieces, sharding_policy
@@ -62,11 +62,11 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
     fakes: dict[int, torch.Tensor] = {}  # what is shared stays shared
     dtypes = _whole_dtypes(root)
     together = _storages_of_several(
-        [t for module in root.modules() for store in _stores(module) for t in store.values()] + inputs
+        [t for module in root.modules() for store in tensor_stores(module) for t in store.values()] + inputs
     )
     for path, module in root.named_modules():
         attributes.append((vars(module), path))
-        for store in _stores(module):
+        for store in tensor_stores(module):
             if id(store) in seen:  # a replica can share its dictionaries with the original
                 continue
             seen.add(id(store))
@@ -106,11 +106,6 @@ def fake_state(root: nn.Module, mode: FakeTensorMode, inputs: list[Any]) -> Iter
             store[name] = tensor
         for store, lists in zip(rnns, known, strict=True):
             store.update(lists)
-
-
-def _stores(module: nn.Module) -> "tuple[dict[str, Any], ...]":
-    """Where a module holds tensors."""
-    return module._parameters, module._buffers, vars(module)
 
 
 def _storages_of_several(values: list[Any]) -> set[int]:

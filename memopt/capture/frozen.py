@@ -84,16 +84,17 @@ class _Freezer:
             return Same(value), *((name, item) for name, item in vars(value).items() if isinstance(item, PLAIN))
         if isinstance(value, functools.partial):
             return functools.partial, *map(self.freeze, (value.func, value.args, value.keywords))
-        if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value):
-            return getattr(value, "__func__", value.__name__), self.freeze(value.__self__)
+        owner = owner_of(value)
+        if owner is not None:
+            return getattr(value, "__func__", value.__name__), self.freeze(owner)
         inside = attributes_inside(value)
         return Same(value) if inside is None else (type(value), self.freeze(inside))
 
 
-def has_owner(function: Any) -> bool:
-    """Whether a function is the method of an object, which may hold something."""
-    owner = getattr(function, "__self__", None)
-    return owner is not None and not isinstance(owner, (type, types.ModuleType, torch.Tensor))
+def owner_of(value: Any) -> Any:
+    """The object that a method belongs to, which may hold something; None of anything else."""
+    owner = value.__self__ if isinstance(value, (types.MethodType, types.BuiltinMethodType)) else None
+    return None if isinstance(owner, (type, types.ModuleType, torch.Tensor)) else owner
 
 
 def attributes_inside(value: Any) -> dict[str, Any] | None:
@@ -153,13 +154,16 @@ def changeable_parts(value: Any) -> list[tuple[Any, Any]]:
         if isinstance(current, PLAIN) or id(current) in seen:
             continue
         seen.add(id(current))
-        inside = vars(current) if isinstance(current, nn.Module) else attributes_inside(current)
-        container = current if inside is None or namespace_of(current) is None else inside
+        if isinstance(current, nn.Module):
+            parts.append((vars(current), vars(current).copy()))
+            continue
+        namespace, inside = namespace_of(current), attributes_inside(current)
+        container = current if namespace is None else namespace
         if isinstance(container, CONTAINERS):
             parts.append((container, container.copy()))
-        elif inside is not None and not isinstance(current, nn.Module):
-            parts.append((current, inside))
-        todo += () if isinstance(current, nn.Module) else _items(container if inside is None else inside)
+        elif inside is not None:
+            parts.append((current, inside))  # it has slots
+        todo += _items(container if inside is None else inside)
         todo += _behind(current)
     return parts
 
@@ -178,9 +182,8 @@ def _behind(value: Any) -> list[Any]:
     """What a method belongs to, and what a partial function was given."""
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
-    return (
-        [value.__self__] if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value) else []
-    )
+    owner = owner_of(value)
+    return [] if owner is None else [owner]
 
 
 def restore_generator(value: Any) -> Callable[[], None] | None:

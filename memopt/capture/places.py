@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memopt.capture.frozen import CONTAINERS, Same, attributes_inside, frozen, has_owner, has_users_code, is_users
+from memopt.capture.frozen import CONTAINERS, Same, attributes_inside, frozen, has_users_code, is_users, owner_of
 from memopt.ir import PLAIN
 
 _DEEPEST, _MOST_PARTS = 3, 1000
@@ -51,6 +51,11 @@ def module_places(root: nn.Module) -> list[Place]:
         if (name not in _MODULE_INTERNALS or name == "training") and not isinstance(value, (torch.Tensor, nn.Module))
         if not (isinstance(module, nn.RNNBase) and name in OF_RNNS)
     ]
+
+
+def tensor_stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module holds tensors."""
+    return module._parameters, module._buffers, vars(module)
 
 
 def outside_places(root: nn.Module) -> list[Place]:
@@ -97,7 +102,8 @@ def where_used(root: nn.Module, *labels: str) -> str:
 def type_comparison(functions: Iterable[types.FunctionType]) -> str | None:
     """ "file.py:line" of a comparison of a type with torch.Tensor, which is another while forward is recorded."""
     for function in functions:
-        if "Tensor" not in _names_in(function.__code__) or not {"type", "__class__"} & _names_in(function.__code__):
+        names = _names_in(function.__code__)
+        if "Tensor" not in names or not {"type", "__class__"} & names:
             continue
         latest: list[Any] = []
         for instruction in dis.get_instructions(function):
@@ -208,8 +214,8 @@ class Search:
         if isinstance(value, functools.partial):
             value = value.func
         self._visit_functions(_functions_of(value))
-        if isinstance(value, (types.MethodType, types.BuiltinMethodType)) and has_owner(value):
-            value = value.__self__
+        owner = owner_of(value)
+        value = value if owner is None else owner
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, (list, tuple, set, frozenset)) and depth < _DEEPEST:

@@ -17,7 +17,16 @@ from memopt.capture.frozen import (
     restore_generator,
     restore_part,
 )
-from memopt.capture.places import Place, entry, module_places, outside_places, searched, type_comparison, where_used
+from memopt.capture.places import (
+    Place,
+    entry,
+    module_places,
+    outside_places,
+    searched,
+    tensor_stores,
+    type_comparison,
+    where_used,
+)
 from memopt.capture.source import user_line
 from memopt.errors import CaptureError
 from memopt.ir import PLAIN, flattened
@@ -190,7 +199,7 @@ def _is_iterator(value: Any) -> bool:
 
 
 def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return vars(module), module._parameters, module._buffers, module._modules
+    return *tensor_stores(module), module._modules
 
 
 def _names_of(module: nn.Module) -> tuple[set[str], ...]:

@@ -6,9 +6,10 @@ from html import escape
 from memopt.ir import MemoryPlan, mebibytes
 from memopt.measure import Comparison, Timeline
 from memopt.report.pictures import as_svg, timeline_figure
-from memopt.report.plan import plan_legend, plan_rows
+from memopt.report.plan import PLAN_HEADINGS, PLAN_WORDS, plan_legend, plan_rows
 from memopt.report.rows import (
     NOTHING,
+    NOTHING_REWRITTEN,
     block_rows,
     category_rows,
     equivalence_line,
@@ -17,6 +18,7 @@ from memopt.report.rows import (
     rejection_rows,
     shape_text,
     share_text,
+    subject_line,
 )
 
 _STYLE = """
@@ -43,15 +45,11 @@ def comparison_page(comparison: Comparison, title: str) -> str:
         PictureError: matplotlib is not installed.
     """
     explanation = comparison.explanation
-    shapes, checked = (
-        ", ".join(map(shape_text, each)) for each in (comparison.input_shapes, comparison.checked_shapes)
-    )
-    dtype = str(comparison.dtype).removeprefix("torch.")
-    dtype += "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
+    checked = ", ".join(map(shape_text, comparison.checked_shapes))
     rewritten, found = len(explanation.rewritten), len(explanation.chains)
     parts = [
-        f"<p>input {escape(shapes)}, {escape(dtype)}, on {escape(comparison.device_name)}</p>",
-        *([] if rewritten else ["<p><strong>Nothing was rewritten: memopt leaves this model as it is.</strong></p>"]),
+        f"<p>{escape(subject_line(comparison))}</p>",
+        *([] if rewritten else [f"<p><strong>{NOTHING_REWRITTEN}</strong></p>"]),
         f"<p>{found} chains found, {rewritten} rewritten, {found - rewritten} left alone. "
         f"{escape(equivalence_line(comparison.equivalence))} Checked on {escape(checked)}.</p>",
         *_blocks(comparison),
@@ -110,11 +108,9 @@ def _plan(plan: MemoryPlan | None) -> list[str]:
     """What a memory budget decided, layer by layer."""
     if plan is None or not plan.layers:
         return []
-    rows = [(row.block, row.chains, row.level, row.kept, row.spared, row.again) for row in plan_rows(plan)]
-    heads = ("dense block", "chains", "level", "kept", "time spared", "recompute time")
     return [
         "<h2>Memory plan</h2>",
-        _table(heads, rows, text_columns=(1, 2)),
+        _table(PLAN_HEADINGS, [row.cells for row in plan_rows(plan)], text_columns=range(1, PLAN_WORDS)),
         f'<p class="note">{escape(plan_legend(plan))}</p>',
     ]
 

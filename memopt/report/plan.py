@@ -14,6 +14,11 @@ _KEEPS: dict[Level, str] = {
 }
 
 
+PLAN_HEADINGS = ("dense block", "chains", "level", "kept", "time spared", "recompute time")
+PLAN_WORDS = 3
+"""So many of them are above words, the others above figures."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRow:
     """Chains of a dense block that a memory budget gives the same level, as text.
@@ -33,6 +38,11 @@ class PlanRow:
     kept: str
     spared: str
     again: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Below `PLAN_HEADINGS`."""
+        return self.block, self.chains, self.level, self.kept, self.spared, self.again
 
 
 def plan_rows(plan: MemoryPlan) -> tuple[PlanRow, ...]:

@@ -8,6 +8,7 @@ from memopt.ir import ChainReport, by_block, duration, first_names, mebibytes
 from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
 
 NOTHING = "—"
+NOTHING_REWRITTEN = "Nothing was rewritten: memopt leaves this model as it is."
 OUT_OF_MEMORY = "out of memory"
 HARDLY_SHARE = 0.001
 """Of the peak: less is hardly there."""
@@ -103,8 +104,9 @@ def category_rows(before: Timeline | None, after: Timeline | None) -> tuple[Figu
     for name in CATEGORIES:
         first, second = (None if line is None else line.at_peak[name] for line in (before, after))
         if first or second:
-            was_there = first and second is not None and (first >= least or first == second)
-            ratio = _ratio((second or 0) / first, False) if first and was_there else NOTHING
+            ratio = NOTHING
+            if first and second is not None and (first >= least or first == second):
+                ratio = _ratio(second / first, False)
             was, is_now = (NOTHING if size is None else mebibytes(size) for size in (first, second))
             rows.append(FigureRow(name, was, is_now, ratio))
     return tuple(rows)
@@ -168,6 +170,14 @@ def equivalence_line(equivalence: Equivalence) -> str:
         skipped = len(equivalence.skipped)
         return f"NOT SHOWN EQUIVALENT: eager itself does not repeat {skipped} results {over}."
     return f"NOT EQUIVALENT: {' and '.join(unequal)} differ {over} ({first_names(equivalence.differing)})."
+
+
+def subject_line(comparison: Comparison) -> str:
+    """What was compared: input, dtypes, device."""
+    shapes = ", ".join(map(shape_text, comparison.input_shapes))
+    dtype = str(comparison.dtype).removeprefix("torch.")
+    amp = "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
+    return f"input {shapes}, {dtype}{amp}, on {comparison.device_name}"
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from memopt.ir import Explanation, MemoryPlan, first_names
 from memopt.measure import Comparison, Equivalence
-from memopt.report.plan import plan_legend, plan_rows
+from memopt.report.plan import PLAN_HEADINGS, PLAN_WORDS, plan_legend, plan_rows
 from memopt.report.rows import (
     NOTHING,
+    NOTHING_REWRITTEN,
     FigureRow,
     block_rows,
     category_rows,
@@ -24,6 +25,7 @@ from memopt.report.rows import (
     rejection_rows,
     shape_text,
     share_text,
+    subject_line,
 )
 from memopt.report.tree import SAVED_LEGEND, explanation_tree
 
@@ -67,7 +69,7 @@ def print_explanation(explanation: Explanation, title: str, file: TextIO, width:
     with _printing(file, width) as console:
         console.print(Text(title, style="bold"))
         if not explanation.rewritten:
-            console.print("\nNothing was rewritten: memopt leaves this model as it is.", style="yellow")
+            console.print(f"\n{NOTHING_REWRITTEN}", style="yellow")
         console.print("", explanation_tree(explanation), "", sep="\n")
         if any(chain.saved_bytes for chain in explanation.chains):
             console.print(Text(SAVED_LEGEND), "", sep="\n")
@@ -149,18 +151,13 @@ def _console(file: TextIO, width: int | None) -> Console:
 
 
 def _heading(comparison: Comparison, title: str) -> Text:
-    shapes = ", ".join(shape_text(shape) for shape in comparison.input_shapes)
-    dtype = str(comparison.dtype).removeprefix("torch.")
-    amp = "" if comparison.amp is None else f", autocast {str(comparison.amp).removeprefix('torch.')}"
-    return Text.assemble(
-        (f"{title}\n" if title else "", "bold"), f"input {shapes}, {dtype}{amp}, on {comparison.device_name}"
-    )
+    return Text.assemble((f"{title}\n" if title else "", "bold"), subject_line(comparison))
 
 
 def _print_chains(console: Console, explanation: Explanation) -> None:
     found, rewritten = len(explanation.chains), len(explanation.rewritten)
     if not rewritten:
-        console.print("\nNothing was rewritten: memopt leaves this model as it is.", style="yellow")
+        console.print(f"\n{NOTHING_REWRITTEN}", style="yellow")
     console.print(f"\n{found} chains found, {rewritten} rewritten, {found - rewritten} left alone\n")
     if found:
         console.print(_blocks_table(explanation), "")
@@ -240,13 +237,10 @@ def _print_figures(console: Console, comparison: Comparison) -> None:
 
 def _plan_table(plan: MemoryPlan) -> Table:
     table = _table()
-    table.add_column("dense block")
-    table.add_column("chains")
-    table.add_column("level")
-    for heading in ("kept", "time spared", "recompute time"):
-        table.add_column(heading, justify="right")
+    for place, heading in enumerate(PLAN_HEADINGS):
+        table.add_column(heading, justify="left" if place < PLAN_WORDS else "right")
     for row in plan_rows(plan):
-        table.add_row(row.block, row.chains, row.level, row.kept, row.spared, row.again)
+        table.add_row(*row.cells)
     return table
 
 
