@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python tests/bench/side_by_side.py steps --out tests/bench/results/train_step.csv
     PYTHONPATH=. python tests/bench/side_by_side.py rivals --out tests/bench/results/train_step.csv
-    PYTHONPATH=. python tests/bench/side_by_side.py budgets --out tests/bench/results/budget.csv
+    PYTHONPATH=. python tests/bench/side_by_side.py budgets --plans plans.json --out tests/bench/results/budget.csv
 
 "steps" and "rivals" are all tables of `train_step.py`: without torch.compile in one process, with it in a process for
-each variant (predictions are filled in afterwards, see there). "budgets" are those of `budget.py` and their rivals. The
-rows of all are appended to one CSV file, in the order of the jobs; what they print goes to one log beside it. The run
-stops by itself after `--seconds` and keeps the rows that there are.
+each variant (predictions are filled in afterwards, see there). "budgets" are those of `budget.py` on fused kernels,
+whose plans it can be given. The rows of all are appended to one CSV file, in the order of the jobs; what they print
+goes to one log beside it. The run stops by itself after `--seconds` and keeps the rows that there are.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from budget import RIVALS
 from train_step import COMPILED, TABLES
 
 HERE = Path(__file__).parent
@@ -41,12 +40,9 @@ def rivals() -> Iterator[Job]:
 
 
 def budgets() -> Iterator[Job]:
-    """Budgets on fused kernels, and what compares with them."""
-    plain = [rival for rival in RIVALS if "compile" not in rival]
+    """Each model's, on fused kernels."""
     for table in ("bc100-64", "densenet121-64"):
-        yield "budget.py", "--tables", table, "--numerics", "fast", "--rivals", *plain
-        for rival in (r for r in RIVALS if r not in plain):
-            yield "budget.py", "--tables", table, "--numerics", "fast", "--no-budgets", "--rivals", rival
+        yield "budget.py", "--tables", table, "--numerics", "fast"
 
 
 JOBS = {"steps": steps, "rivals": rivals, "budgets": budgets}
@@ -62,7 +58,7 @@ def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float) -> list[int |
         seconds: all of them are stopped then.
     """
     deadline = time.monotonic() + seconds
-    threads = max((os.cpu_count() or 1) // len(jobs), 1)  # each would start as many as there are cores
+    threads = max((os.cpu_count() or 1) // len(jobs), 2)  # each would start as many as there are cores
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder, log.open("a") as file:
         parts = [Path(folder) / f"{number}.csv" for number in range(len(jobs))]
@@ -105,9 +101,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=JOBS)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plans", type=Path, help="of budgets, made before")
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
-    jobs = list(JOBS[options.which]())
+    given = () if options.plans is None else ("--plans", str(options.plans))
+    jobs = [(*job, *given) for job in JOBS[options.which]()]
     log = options.out.with_suffix(".log")
     statuses = run(jobs, options.out, log, options.seconds)
     for job, status in zip(jobs, statuses, strict=True):

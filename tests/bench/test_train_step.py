@@ -34,11 +34,35 @@ def test_all_figures_are_of_one_model(monkeypatch: pytest.MonkeyPatch, tmp_path:
     beside = train_step.measure(make, inputs, None, memopt.remove, lambda: make(train_step.leave))
     assert len(made) == 3
     assert set(beside) == {*alone, "naive_step_seconds"} < {*train_step.FIELDS}
-    in_line = train_step.measure(make, inputs, None, memopt.remove, lock=tmp_path / "lock", compiles=True)
-    assert len(made) == 5, "one to compile, one to measure"
+    line = train_step.Line(tmp_path / "lock")
+    in_line = train_step.measure(make, inputs, None, memopt.remove, line=line, compiles=True)
+    assert len(made) == 4
     assert set(in_line) == set(alone)
-    train_step.measure(make, inputs, None, memopt.remove, lock=tmp_path / "lock")
-    assert len(made) == 6
     expected = {"activation_peak_bytes": 150, "peak_allocated_bytes": 250, "peak_reserved_bytes": 300, "kernels": 7}
     assert expected.items() <= beside.items()
     assert min(beside["step_seconds"], beside["naive_step_seconds"], alone["step_seconds"]) > 0
+
+
+def test_the_first_step_waits_for_memory_that_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = load("train_step")
+    monkeypatch.setattr(train_step, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(train_step, "MEMORY_SECONDS", 0.0)
+    failing = iter([torch.OutOfMemoryError, torch.OutOfMemoryError])
+
+    class Step(SimpleNamespace):
+        steps = cleared = 0
+
+        def run(self) -> None:
+            for error in failing:
+                raise error
+            self.steps += 1
+
+        def clear(self) -> None:
+            self.cleared += 1
+
+    step = Step()
+    train_step._first_step(step)
+    assert (step.steps, step.cleared) == (1, 2)
+    failing = iter([ZeroDivisionError])
+    with pytest.raises(ZeroDivisionError):
+        train_step._first_step(step)

@@ -15,12 +15,11 @@ for the same step; as that takes a while and no GPU, it can be left out and fill
 
 import argparse
 import csv
-import fcntl
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import rivals
 import torch
+from line import HELP, Line
 from provenance import provenance
 from results_file import append_rows
 from torch import nn
@@ -63,8 +63,8 @@ OURS = ("memopt exact concat", "memopt exact layer", "memopt fast concat", "memo
 REDUCED = "torch.compile reduce-overhead"
 UNSEEN = ("activation_peak_bytes", "peak_allocated_bytes", "saved_bytes", "retained_bytes")
 """Figures of its graphs' memory, which they keep between steps: of it only what is reserved is seen."""
-COMPILED = ("torch.compile", REDUCED, "torch.compile memory budget 0")
-ALL = ("naive", *OURS, "checkpointed", *COMPILED)
+COMPILED = ("torch.compile", REDUCED, "torch.compile memory budget 0.5", "torch.compile memory budget 0")
+RIVALS = ("checkpointed", "torch.compile")
 GRAPHED = "memopt fast layer, CUDA graph"
 """The whole step captured once and replayed: its time alone, since a graph keeps memory of its own."""
 EXPANDABLE = "memopt fast layer, expandable segments"
@@ -72,15 +72,27 @@ EXPANDABLE = "memopt fast layer, expandable segments"
 DEPTHS = (40, 100, 196, 400)
 WARMUP, PROFILED_STEPS = 3, 5
 TURNS, STEPS_A_TURN = 7, 6
-LOCK_HELP = "a file: runs that share it measure one at a time, and compile side by side"
+MEMORY_TRIES, MEMORY_SECONDS = 20, 5.0
+"""How often, and how soon again, one that compiles beside others asks for memory that they hold."""
 TABLES: dict[str, Work] = {
-    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), (*ALL, GRAPHED, EXPANDABLE)),
-    "bc100-512": Work(bc.DenseNet, (512, 3, 32, 32), (*ALL, EXPANDABLE, "naive channels-last, cudnn.benchmark")),
-    "densenet121-64": Work(bc.densenet121, (64, 3, 224, 224), (*ALL, "torchvision memory_efficient")),
+    "bc100-64": Work(bc.DenseNet, (64, 3, 32, 32), ("naive", *OURS, "checkpointed", *COMPILED, GRAPHED, EXPANDABLE)),
+    "bc100-512": Work(
+        bc.DenseNet,
+        (512, 3, 32, 32),
+        (
+            *("naive", "naive, cudnn.benchmark", "naive channels-last, cudnn.benchmark", *OURS, *RIVALS),
+            *("checkpointed, cudnn.benchmark", EXPANDABLE),
+        ),
+    ),
+    "densenet121-64": Work(
+        bc.densenet121,
+        (64, 3, 224, 224),
+        ("naive", "naive channels-last", *OURS, "checkpointed", *COMPILED, "torchvision memory_efficient"),
+    ),
     "densenet121-64-bf16": Work(
         bc.densenet121,
         (64, 3, 224, 224),
-        (*ALL, "torchvision memory_efficient"),
+        ("naive", *OURS, *RIVALS, "torchvision memory_efficient"),
         amp=torch.bfloat16,
         channels_last=True,
     ),
@@ -110,12 +122,13 @@ VARIANTS: dict[str, Change] = {
     REDUCED: lambda model: torch.compile(model, mode="reduce-overhead"),
     "torch.compile memory budget 0": rivals.compiled_for_memory,
     "torch.compile memory budget 0.5": partial(rivals.compiled_for_memory, budget=0.5),
-    "naive channels-last, cudnn.benchmark": lambda model: model.to(memory_format=torch.channels_last),
+    **dict.fromkeys(("naive, cudnn.benchmark", "naive channels-last", "naive channels-last, cudnn.benchmark"), leave),
+    "checkpointed, cudnn.benchmark": rivals.checkpointed,
     "torchvision memory_efficient": rivals.torchvision_memory_efficient,
 }
 
 
-def rows(table: str, variants: list[str], deadline: float, lock: Path | None = None) -> Iterator[dict[str, Any]]:
+def rows(table: str, variants: list[str], deadline: float, line: Line) -> Iterator[dict[str, Any]]:
     """One row per variant until the deadline."""
     work = TABLES[table]
     for name in (v for v in work.variants if v in variants):
@@ -125,7 +138,7 @@ def rows(table: str, variants: list[str], deadline: float, lock: Path | None = N
         change = VARIANTS[name]
         is_ours = name.startswith("memopt")
 
-        channels_last = work.channels_last or "channels-last" in name
+        channels_last = is_channels_last(work, name)
         inputs = (laid_out(torch.randn(work.shape), channels_last),)
 
         def make(change: Change = change, channels_last: bool = channels_last) -> nn.Module:
@@ -134,13 +147,13 @@ def rows(table: str, variants: list[str], deadline: float, lock: Path | None = N
         torch.cuda.memory._set_allocator_settings(f"expandable_segments:{name == EXPANDABLE}")
         torch.backends.cudnn.benchmark = "cudnn.benchmark" in name
         if name == GRAPHED:
-            with _alone(lock):
+            with line.measuring():
                 seconds = _replayed(make, inputs, work.amp)
             yield dict.fromkeys(FIELDS) | {"table": table, "variant": name, "step_seconds": seconds, **provenance()}
             continue
-        alone = name == "naive" or name == EXPANDABLE or "cudnn" in name  # naive runs without
+        alone = name.startswith("naive") or name == EXPANDABLE or "cudnn" in name  # naive runs without
         naive = None if alone else partial(make, leave)
-        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive, lock, name in COMPILED)
+        measured = measure(make, inputs, work.amp, memopt.remove if is_ours else leave, naive, line, name in COMPILED)
         torch._dynamo.reset()
         if name == REDUCED:
             measured |= dict.fromkeys(UNSEEN)
@@ -153,7 +166,7 @@ def measure(
     amp: torch.dtype | None,
     remove: Change = leave,
     make_naive: Callable[[], nn.Module] | None = None,
-    lock: Path | None = None,
+    line: Line | None = None,
     compiles: bool = False,
 ) -> dict[str, Any]:
     """Figures of a training step by their fields, all of one model: building it takes longer than measuring it.
@@ -162,61 +175,57 @@ def measure(
         make_model, inputs, amp: of the step; the model is on the GPU.
         remove: takes memopt off.
         make_naive: the model to take turns with, if any.
-        lock: who is given the same file measures while none of the others does.
-        compiles: for minutes at its first step, which is made beforehand then, beside the others.
+        line: the others that are measured on the same GPU. The first step, which takes the longest, is made before its
+            turn has come.
+        compiles: for minutes at the first step, on most processors: nobody measures meanwhile.
     """
-    if lock is not None and compiles:
-        _compile(make_model, inputs, amp)
-    with _alone(lock):
-        return _measure(make_model, inputs, amp, remove, make_naive)
-
-
-def _compile(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None) -> None:
-    """A step of a model, which compiles for its like, too."""
-    try:
-        with seeded(0, DEVICE):
-            TrainingStep(make_model(), on_device(inputs, DEVICE), amp).run()
-    except Exception as error:
-        if not is_out_of_memory(error):  # beside the others; what is not compiled yet is when it is measured
-            raise
-    clean(DEVICE)
-
-
-@contextmanager
-def _alone(lock: Path | None) -> Iterator[None]:
-    """While none of those is here that are given the same file."""
-    with nullcontext() if lock is None else lock.open("w") as file:
-        if file is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _measure(
-    make_model: Callable[[], nn.Module],
-    inputs: tuple[torch.Tensor, ...],
-    amp: torch.dtype | None,
-    remove: Change,
-    make_naive: Callable[[], nn.Module] | None,
-) -> dict[str, Any]:
+    line = line or Line()
     clean(DEVICE)
     ledger = CudaLedger(DEVICE)
     with seeded(0, DEVICE):
-        step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
-        for _ in range(WARMUP):
+        with line.compiling() if compiles else nullcontext():
+            step = TrainingStep(make_model(), on_device(inputs, DEVICE), amp)
+            if not line.alone:
+                _first_step(step)
+                if compiles:
+                    clean(DEVICE)  # the others need it
+        with line.measuring():
+            figures = _measured(step, ledger, remove, make_naive)
+    del step
+    clean(DEVICE)
+    return figures
+
+
+def _first_step(step: TrainingStep) -> None:
+    """Beside others, which may hold the memory that it takes."""
+    for _ in range(MEMORY_TRIES):
+        try:
             step.run()
-        figures = observe_step(step, ledger)
-        reserved_bytes = ledger.peak_reserved_bytes
-        gpu_seconds, kernels = profiled(step)
-        partners = [] if make_naive is None else [TrainingStep(make_naive(), on_device(inputs, DEVICE), amp)]
-        times = dict(zip(("step_seconds", "naive_step_seconds"), in_turns((step, *partners)), strict=False))
-        partners.clear()
-        gc.collect()
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        step.clear()
+        clean(DEVICE)
+        time.sleep(MEMORY_SECONDS)
+
+
+def _measured(
+    step: TrainingStep, ledger: CudaLedger, remove: Change, make_naive: Callable[[], nn.Module] | None
+) -> dict[str, Any]:
+    for _ in range(WARMUP):
+        step.run()
+    figures = observe_step(step, ledger)
+    reserved_bytes = ledger.peak_reserved_bytes
+    gpu_seconds, kernels = profiled(step)
+    partners = [] if make_naive is None else [TrainingStep(make_naive(), step.inputs, step.amp)]
+    times = dict(zip(("step_seconds", "naive_step_seconds"), in_turns((step, *partners)), strict=False))
+    partners.clear()
+    gc.collect()
     kept_bytes = ledger.current_bytes
     remove(step.model)
     gc.collect()
     retained_bytes = kept_bytes - ledger.current_bytes
-    del step
-    clean(DEVICE)
     return {
         "activation_peak_bytes": figures.activation_peak_bytes + retained_bytes,
         "peak_allocated_bytes": figures.peak_allocated_bytes,
@@ -227,6 +236,11 @@ def _measure(
         "gpu_seconds": gpu_seconds,
         "kernels": kernels,
     }
+
+
+def is_channels_last(work: Work, variant: str) -> bool:
+    """Whether a row's model and images are."""
+    return work.channels_last or "channels-last" in variant
 
 
 def laid_out(thing: Any, channels_last: bool) -> Any:
@@ -252,10 +266,11 @@ def predicted(row: dict[str, Any]) -> int | None:
     name, work = row["variant"], TABLES[row["table"]]
     if name == GRAPHED or not name.startswith(("naive", "memopt")) or "cudnn" in name:
         return None
-    inputs = (laid_out(torch.empty(work.shape), work.channels_last),)
+    channels_last = is_channels_last(work, name)
+    inputs = (laid_out(torch.empty(work.shape), channels_last),)
 
     def make() -> nn.Module:
-        model: nn.Module = laid_out(work.make(), work.channels_last)
+        model: nn.Module = laid_out(work.make(), channels_last)
         return model
 
     return predict_step(make, inputs, amp=work.amp, apply=VARIANTS[name]).activation_peak_bytes
@@ -332,7 +347,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=520.0)
-    parser.add_argument("--lock", type=Path, help=LOCK_HELP)
+    parser.add_argument("--lock", type=Path, help=HELP)
     prediction = parser.add_mutually_exclusive_group()
     prediction.add_argument("--no-prediction", action="store_true", help="measure only")
     prediction.add_argument("--only-prediction", action="store_true", help="fill in what rows lack")
@@ -340,8 +355,9 @@ def main() -> None:
     if options.only_prediction:
         fill_in(options.out, options.tables)
         return
-    deadline = time.monotonic() + options.seconds
-    made = (row for table in options.tables for row in rows(table, options.variants, deadline, options.lock))
+    start = time.monotonic()
+    line, deadline = Line(options.lock, start + 0.6 * options.seconds), start + options.seconds
+    made = (row for table in options.tables for row in rows(table, options.variants, deadline, line))
     if not options.no_prediction:
         made = (row | {"predicted_bytes": predicted(row)} for row in made)
     append_rows(options.out, FIELDS, made, _line)
