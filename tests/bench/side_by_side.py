@@ -19,23 +19,24 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train_step import COMPILED, TABLES
+from train_step import COMPILED, TABLES, TRIED_OUT
 
 HERE = Path(__file__).parent
+OWN_PROCESS = (*COMPILED, *TRIED_OUT)
 Job = tuple[str, ...]
 """A script of this folder and its arguments."""
 
 
 def steps() -> Iterator[Job]:
     """All tables but for torch.compile."""
-    plain = dict.fromkeys(v for work in TABLES.values() for v in work.variants if v not in COMPILED)
+    plain = dict.fromkeys(v for work in TABLES.values() for v in work.variants if v not in OWN_PROCESS)
     yield "train_step.py", *TABLES, "--no-prediction", "--variants", *plain
 
 
 def rivals() -> Iterator[Job]:
     """What `steps` leaves out."""
     for name, work in TABLES.items():
-        for variant in (v for v in work.variants if v in COMPILED):
+        for variant in (v for v in work.variants if v in OWN_PROCESS):
             yield "train_step.py", name, "--no-prediction", "--variants", variant
 
 

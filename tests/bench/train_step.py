@@ -65,6 +65,8 @@ UNSEEN = ("activation_peak_bytes", "peak_allocated_bytes", "saved_bytes", "retai
 """Figures of its graphs' memory, which they keep between steps: of it only what is reserved is seen."""
 COMPILED = ("torch.compile", REDUCED, "torch.compile memory budget 0.5", "torch.compile memory budget 0")
 RIVALS = ("checkpointed", "torch.compile")
+TRIED_OUT = ("naive, cudnn.benchmark", "naive channels-last, cudnn.benchmark", "checkpointed, cudnn.benchmark")
+"""What cuDNN chose before in the same process it does not try out again."""
 GRAPHED = "memopt fast layer, CUDA graph"
 """The whole step captured once and replayed: its time alone, since a graph keeps memory of its own."""
 EXPANDABLE = "memopt fast layer, expandable segments"
