@@ -3,10 +3,13 @@
 python tests/bench/pareto.py    # writes pareto.svg and budget.svg in tests/bench/results
 """
 
+from itertools import product
+
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from rows_table import RESULTS, Row, newest
+from matplotlib.transforms import Bbox
+from rows_table import RESULTS, Row, newest, rivals
 
 SIZE_MIB = 2**20
 TITLES = {
@@ -38,66 +41,63 @@ def points(rows: list[Row], table: str) -> list[Point]:
 
 def draw(axes: Axes, title: str, found: list[Point]) -> None:
     """One table as a panel. Left and low is better."""
-    taken: list[tuple[float, float]] = []
-    for variant, memory, time in sorted(found, key=lambda point: (point[1] > 0.6, point[2])):
-        _, colour, marker = next(family for family in FAMILIES if variant.startswith(family[0]))
-        axes.plot([memory], [time], marker, color=colour, markersize=7, zorder=3)
-        right = memory > 0.6
-        height = time
-        # Labels that would cover one another move up.
-        while any(abs(height - other) < 0.05 and right == (side > 0.6) for side, other in taken):
-            height += 0.01
-        taken.append((memory, height))
-        axes.annotate(
-            variant.removeprefix("memopt "),
-            (memory, height),
-            xytext=(-9 if right else 9, 0),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            va="center",
-            color=colour,
-            fontsize=8.5,
-        )
     axes.axhline(1.0, color="#cccccc", linewidth=0.8, zorder=1)
     axes.axvline(1.0, color="#cccccc", linewidth=0.8, zorder=1)
     axes.set(xlim=(0, 1.08), ylim=(0, 1.45), title=title, xlabel="activation peak, × naive")
-    axes.title.set_fontsize(10)
-    axes.spines[["top", "right"]].set_visible(False)
+    labels = []
+    for variant, memory, time in found:
+        _, colour, marker = next(family for family in FAMILIES if variant.startswith(family[0]))
+        axes.plot([memory], [time], marker, color=colour, markersize=7, zorder=3)
+        labels.append((variant.removeprefix("memopt "), memory, time, colour))
+    name_points(axes, labels)
 
 
-def draw_budgets(axes: Axes, title: str, rows: list[Row]) -> None:
+def draw_budgets(axes: Axes, title: str, budgets: list[Row], others: list[Row]) -> None:
     """One model as a panel: a curve for the budgets of each numerics, a point for each rival."""
+    axes.set(title=title, xlabel="peak allocated, MiB")
+    axes.set(xlim=(0, 1.05 * max(map(_mib, others))), ylim=(0, 1.1 * max(map(_milliseconds, others))))
+    labels = []
     for family, colour, marker in FAMILIES[:2]:
-        mine = [r for r in rows if r["variant"] == "budget" and family.endswith(r["numerics"])]
-        curve = sorted((_mib(row), _milliseconds(row)) for row in mine)
-        if not curve:
-            continue
-        axes.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2, zorder=3)
-        axes.annotate(
-            f"{family}, within budgets",
-            curve[len(curve) // 2],
-            xytext=(6, 8),
-            textcoords="offset points",
-            color=colour,
-            fontsize=8.5,
-        )
-    rivals = {row["variant"]: row for row in rows if row["variant"] != "budget"}
-    most = max(map(_mib, rivals.values()))
-    for number, (variant, row) in enumerate(rivals.items()):
+        curve = sorted((_mib(row), _milliseconds(row)) for row in budgets if family.endswith(row["numerics"]))
+        if curve:
+            axes.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2, zorder=3)
+            labels.append((f"{family}, within budgets", *curve[-1], colour))
+    for row in others:
         axes.plot([_mib(row)], [_milliseconds(row)], "D", color="#777777", markersize=6, zorder=2)
-        right = _mib(row) > most / 2
-        axes.annotate(
-            variant,
-            (_mib(row), _milliseconds(row)),
-            xytext=(-8 if right else 8, 3 - 10 * (number % 2)),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            color="#555555",
-            fontsize=8.5,
-        )
-    axes.set(title=title, xlabel="peak allocated, MiB", xlim=(0, None), ylim=(0, None))
+        labels.append((row["variant"], _mib(row), _milliseconds(row), "#777777"))
+    name_points(axes, labels)
+
+
+def name_points(axes: Axes, labels: list[tuple[str, float, float, str]]) -> None:
+    """Write each name beside its point, where it covers no other name and no point: text, x, y and colour."""
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.draw_without_rendering()  # only then is it known where things are
+    at = [axes.transData.transform((x, y)) for _, x, y, _ in labels]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in at]
+    for (text, x, y, colour), own in zip(labels, list(taken), strict=True):
+        for shift, left in product(sorted(range(-60, 61, 6), key=abs), (False, True)):
+            name = axes.annotate(
+                text,
+                (x, y),
+                xytext=(-9 if left else 9, shift),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+                color=colour,
+                fontsize=8.5,
+            )
+            box = name.get_window_extent()
+            if (
+                axes.bbox.x0 < box.x0
+                and box.x1 < axes.bbox.x1
+                and not box.count_overlaps([b for b in taken if b is not own])
+            ):
+                taken.append(box)
+                break
+            name.remove()
+        else:
+            raise ValueError(f"There is no room for the name {text!r}.")
 
 
 def _mib(row: Row) -> float:
@@ -131,11 +131,10 @@ def main() -> None:
     figure.savefig(RESULTS / "pareto.svg", metadata={"Date": None})
 
     found = {table: newest("budget.csv", table, "budget") for table in BUDGETS}
-    shown = [table for table, rows in found.items() if rows]
-    figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4.4), squeeze=False, layout="constrained")
-    for axes, table in zip(panels[0], shown, strict=True):
-        draw_budgets(axes, BUDGETS[table], found[table])
-    panels[0, 0].set_ylabel("GPU time of a step, ms")
+    figure, panels = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4.4), layout="constrained")
+    for axes, (table, rows) in zip(panels, found.items(), strict=True):
+        draw_budgets(axes, BUDGETS[table], rows, rivals(table))
+    panels[0].set_ylabel("GPU time of a step, ms")
     figure.suptitle(f"One training step within a memory budget\n({origin(found)})", fontsize=10)
     figure.savefig(RESULTS / "budget.svg", metadata={"Date": None})
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ddp_table
-from rows_table import NOTHING, RESULTS, Row, load, markdown, mib, milliseconds, number, runs
+from rows_table import NOTHING, RESULTS, Row, load, markdown, mib, milliseconds, number, rivals, runs
 
 ROOT = Path(__file__).parents[2]
 EARLIER = RESULTS / "README.md"
@@ -24,8 +24,6 @@ One training step (forward, cross-entropy, backward, SGD with momentum). *Activa
 step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
 `torch.utils.checkpoint` around concat, norm, ReLU and bottleneck convolution, as efficient_densenet_pytorch has it.
 *GPU time*: all kernels of one step. *Step*: its time in a plain loop.
-
-![Memory against GPU time](pareto.svg)
 """
 TITLES = {
     "bc100-64": "DenseNet-BC-100 (k = 12), 64×3×32×32, fp32",
@@ -75,25 +73,6 @@ def _step_table(title: str, rows: list[Row]) -> str:
         *(("× naive in turns",) if took_turns else ()),
     )
     return markdown(f"{title}**", rows, headings, map(cells, rows))
-
-
-def render_turns(rows: list[Row]) -> str:
-    """How long a step takes in a plain loop."""
-    parts = []
-    for table, title in TITLES.items():
-        chosen = [row for row in rows if row["table"] == table and row["naive_step_seconds"]]
-        cells = (
-            (
-                row["variant"],
-                milliseconds(row["step_seconds"]),
-                milliseconds(row["naive_step_seconds"]),
-                _ratio(row["step_seconds"], row["naive_step_seconds"], 2),
-            )
-            for row in chosen
-        )
-        headings = "variant", "step", "naive, in turns with it", "× naive"
-        parts += [markdown(f"A step in a plain loop**, {title}", chosen, headings, cells)] if chosen else []
-    return "\n\n".join(parts) + "\n"
 
 
 def render_convergence(rows: list[Row]) -> str:
@@ -164,13 +143,13 @@ def render_predicted(rows: list[Row]) -> str:
 
 
 def render_budgets(rows: list[Row]) -> str:
-    """What budgets took: of each model the rivals, and every third budget down to the last that was measured."""
+    """What budgets took: of each model what compares with them, and every third budget down to the least."""
     return "\n".join(_within_budgets(table, rows) for table in dict.fromkeys(row["table"] for row in rows))
 
 
 def _within_budgets(table: str, rows: list[Row]) -> str:
-    mine = [row for row in rows if row["table"] == table and row["commit"] == rows[0]["commit"]]
-    rivals, budgets = ([row for row in mine if (row["variant"] == "budget") is ours] for ours in (False, True))
+    budgets = [row for row in rows if row["table"] == table]
+    others = [row | {"budget_bytes": "", "predicted_bytes": ""} for row in rivals(table)]
     last = (len(budgets) - 1) % 3
 
     def cells(row: Row) -> tuple[str, ...]:
@@ -179,7 +158,7 @@ def _within_budgets(table: str, rows: list[Row]) -> str:
 
     title = f"Within a memory budget**, {TITLES[table]}, fused kernels"
     headings = ("variant", "budget", "predicted peak allocated", "measured", "GPU time")
-    return markdown(title, [*rivals, *budgets], headings, map(cells, [*rivals, *budgets[last::3]])) + "\n"
+    return markdown(title, [*others, *budgets], headings, map(cells, [*others, *budgets[last::3]])) + "\n"
 
 
 def render_limits(rows: list[Row]) -> str:
@@ -246,7 +225,6 @@ def _ratio(one: str, other: str, digits: int) -> str:
 
 RENDERED: dict[str, Callable[[list[Row]], str]] = {
     "train_step": render,
-    "turns": render_turns,
     "deepest": render_deepest,
     "limits": render_limits,
     "predicted": render_predicted,

@@ -32,6 +32,12 @@ def newest(name: str, table: str, *variants: str) -> list[Row]:
     return []
 
 
+def rivals(table: str) -> list[Row]:
+    """What is measured beside memopt, of the last run that measured a compiled model, where all figures were seen."""
+    rows = newest("train_step.csv", table, "memopt fast layer", "torch.compile")
+    return [row for row in rows if not row["variant"].startswith("memopt") and row["peak_allocated_bytes"]]
+
+
 def runs(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows of each run, which its commit stands for, in order."""
     found: dict[str, list[Row]] = {}

@@ -80,13 +80,8 @@ def test_two_thousand_layers_train_within_twelve_gibibytes(tables: ModuleType) -
     assert row["notes"].startswith("Verified beside the untouched model")
 
 
-FALLING_SHORT = {
-    ("DenseNet-BC-124", "fast layer", "activation_peak_bytes"),
-    ("DenseNet-BC-124", "fast layer", "peak_allocated_bytes"),
-    ("densenet121, autocast, other images", "exact concat", "peak_reserved_bytes"),
-    ("signal, other length", "exact layer", "peak_reserved_bytes"),
-}
-"""Figures of held-out rows that are off by 3 % and more, for workspaces that were never measured."""
+FALLING_SHORT = ("densenet201", "exact concat", "peak_reserved_bytes")
+"""The one figure that is off by 3 % and more."""
 
 
 def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
@@ -99,9 +94,8 @@ def test_predictions_are_as_good_as_the_readme_says(tables: ModuleType) -> None:
     assert sum(row["held_out"] == "True" for row in rows) >= 20
     for row in rows:
         name = row["model"], row["variant"]
-        measured = row["unmeasured_workspaces"] == "0"  # every workspace of it
-        assert measured or row["held_out"] == "True", name
+        assert row["unmeasured_workspaces"] == "0", name
         for figure in ("activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
-            promised = 0.02 if measured else 0.05 if (*name, figure) in FALLING_SHORT else 0.03
+            promised = 0.035 if (*name, figure) == FALLING_SHORT else 0.025
             assert error(row, figure) < promised, (name, figure)
-            assert promised != 0.05 or error(row, figure) >= 0.03, "it falls short no longer"
+            assert promised != 0.035 or error(row, figure) >= 0.03, "it falls short no longer"
