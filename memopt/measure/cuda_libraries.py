@@ -45,13 +45,15 @@ class CudaLibraries:
     def __init__(self, device: SimulatedDevice, target: Target) -> None:
         self._device = device
         self._target = target
-        self._has_blas: set[bool] = set()
+        self._has_workspace: set[tuple[bool, str]] = set()
         self.unmeasured: set[ConvolutionCall] = set()
 
     def before(self, func: Any, args: Sequence[Any]) -> list[int]:
         """Ask for what an operator holds from its beginning to its end; returns the requests."""
         if func in _MATMULS:
-            self._take_blas_workspace()
+            self._keep_workspace("cuBLAS", self._target.blas_workspace_bytes)
+        if func is _aten.addmm.default and args[0].dim() == 1:  # a bias, which cuBLASLt adds as it stores
+            self._keep_workspace("cuBLASLt", self._target.blas_lt_workspace_bytes)
         if func is _aten.convolution_backward.default:
             copies = _suggested(args[0]) != _suggested(args[1])  # `grad_output.to(input.suggest_memory_format())`
         else:
@@ -85,12 +87,12 @@ class CudaLibraries:
         for number in held:
             self._device.free(number)
 
-    def _take_blas_workspace(self) -> None:
+    def _keep_workspace(self, library: str, size_bytes: int) -> None:
         """One for the thread that runs forward and one for the thread that runs backward, kept from then on."""
         in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward not in self._has_blas and self._target.blas_workspace_bytes:
-            self._has_blas.add(in_backward)
-            self._device.allocate(self._target.blas_workspace_bytes, Origin("workspace of cuBLAS"))
+        if (in_backward, library) not in self._has_workspace and size_bytes:
+            self._has_workspace.add((in_backward, library))
+            self._device.allocate(size_bytes, Origin(f"workspace of {library}"))
 
 
 def _lie_alike(grad: torch.Tensor, x: torch.Tensor) -> bool:

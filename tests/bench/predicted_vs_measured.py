@@ -74,20 +74,28 @@ WORKS = {
     "growing": Work(growing.DenseNet, (112, 3, 32, 32)),
     "volumetric": Work(volumetric.DenseNet, (3, 1, 80, 80, 80)),
     "signal, long": Work(signal.DenseNet, (48, 12, 6000)),
-    "DenseNet-BC-124": Work(lambda: bc.DenseNet(depth=124), (72, 3, 32, 32), held_out=True),
-    "densenet169, other batch": Work(bc.densenet169, (28, 3, 224, 224), held_out=True),
-    "densenet121, autocast, other images": Work(bc.densenet121, (36, 3, 208, 208), torch.bfloat16, held_out=True),
-    "growing, other batch": Work(growing.DenseNet, (100, 3, 32, 32), held_out=True),
-    "volumetric, other volumes": Work(volumetric.DenseNet, (3, 1, 72, 72, 72), held_out=True),
-    "signal, other length": Work(signal.DenseNet, (56, 12, 5000), held_out=True),
-    "DenseNet-BC-136": Work(lambda: bc.DenseNet(depth=136), (56, 3, 32, 32), held_out=True),
-    "densenet201": Work(bc.densenet201, (16, 3, 224, 224), held_out=True),
+    "DenseNet-BC-124": Work(lambda: bc.DenseNet(depth=124), (72, 3, 32, 32)),
+    "densenet169, other batch": Work(bc.densenet169, (28, 3, 224, 224)),
+    "densenet121, autocast, other images": Work(bc.densenet121, (36, 3, 208, 208), torch.bfloat16),
+    "growing, other batch": Work(growing.DenseNet, (100, 3, 32, 32)),
+    "volumetric, other volumes": Work(volumetric.DenseNet, (3, 1, 72, 72, 72)),
+    "signal, other length": Work(signal.DenseNet, (56, 12, 5000)),
+    "DenseNet-BC-136": Work(lambda: bc.DenseNet(depth=136), (56, 3, 32, 32)),
+    "densenet201": Work(bc.densenet201, (16, 3, 224, 224)),
     "densenet121, channels-last, other batch": Work(
-        bc.densenet121, (48, 3, 224, 224), torch.bfloat16, channels_last=True, held_out=True
+        bc.densenet121, (48, 3, 224, 224), torch.bfloat16, channels_last=True
     ),
-    "growing, large batch": Work(growing.DenseNet, (144, 3, 32, 32), held_out=True),
-    "volumetric, large volumes": Work(volumetric.DenseNet, (2, 1, 88, 88, 88), held_out=True),
-    "signal, small batch": Work(signal.DenseNet, (40, 12, 5000), held_out=True),
+    "growing, large batch": Work(growing.DenseNet, (144, 3, 32, 32)),
+    "volumetric, large volumes": Work(volumetric.DenseNet, (2, 1, 88, 88, 88)),
+    "signal, small batch": Work(signal.DenseNet, (40, 12, 5000)),
+    "DenseNet-BC-88": Work(lambda: bc.DenseNet(depth=88), (96, 3, 32, 32), held_out=True),
+    "densenet169, channels-last": Work(
+        bc.densenet169, (24, 3, 224, 224), torch.bfloat16, channels_last=True, held_out=True
+    ),
+    "densenet121, large images": Work(bc.densenet121, (20, 3, 288, 288), held_out=True),
+    "growing, small batch": Work(growing.DenseNet, (72, 3, 32, 32), held_out=True),
+    "volumetric, small volumes": Work(volumetric.DenseNet, (5, 1, 56, 56, 56), held_out=True),
+    "signal, short": Work(signal.DenseNet, (88, 12, 3000), held_out=True),
 }
 """Changing the input, the model or the dtype of a held-out row keeps it held out; fitting something to it does not.
 That its convolutions' workspaces are measured one by one is no fitting: no figure of its step is looked at."""

@@ -71,6 +71,16 @@ def test_both_workspaces_of_blas_are_allocated_before_the_step(make_tiny, images
     assert working.activation_peak_bytes == plain.activation_peak_bytes
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_with_a_bias_has_cublaslt_keep_a_workspace(bias: bool, images) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(images[0][0].numel(), 3, bias=bias))
+
+    plain, working = (predict_step(make, images, replace(GPU, blas_lt_workspace_bytes=n)) for n in (0, 4 * MIB))
+    assert working.peak_allocated_bytes == plain.peak_allocated_bytes + 4 * MIB * bias
+    assert working.activation_peak_bytes == plain.activation_peak_bytes
+
+
 newest = load("rows_table").newest
 
 

@@ -3,6 +3,7 @@ import torch
 
 import memopt
 from densenet_models.bc import DenseNet
+from memopt.measure import GPU
 from memopt.measure.predict import Prediction, predict
 from memopt.measure.timeline import CATEGORIES, Timeline, categorised, thinned, timeline
 from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS, STEP_ENDS, Origin, SimulatedDevice
@@ -44,7 +45,7 @@ def test_parameters_gradients_and_optimizer_state_are_told_apart(predictions: di
     assert exact <= at_update["optimizer state"] <= exact + 512 * count
     buffers = sum(b.nbytes for b in model.buffers())
     assert exact + buffers <= at_update["parameters"] <= exact + buffers + 512 * (count + len(list(model.buffers())))
-    assert at_update["workspaces"] == 2 * 32 * 2**20
+    assert at_update["workspaces"] == GPU.blas_workspace_bytes * 2 + GPU.blas_lt_workspace_bytes
     # Between steps, gradients None: nothing but these and the batch.
     assert dict(zip(CATEGORIES, line.moments[-1], strict=True))["gradients"] == 0
 
