@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memopt.ir import duration, mebibytes
-from memopt.report import print_table
+from memopt.report import FIGURE_NAMES, print_table
 
 from .errors import CommandError
 
@@ -26,14 +26,6 @@ _SUBJECT = {
 _OPTIONS = ("numerics", "recompute", "budget")
 # Where a report keeps figures, and how a row calls them.
 _PLACES = {"measured": (), "predicted": ("predicted",)}
-_FIGURES = (
-    "activation_peak_bytes",
-    "saved_bytes",
-    "retained_bytes",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "step_seconds",
-)
 
 
 def diff(options: argparse.Namespace) -> int:
@@ -46,13 +38,13 @@ def diff(options: argparse.Namespace) -> int:
     rows, worst = [], []
     for source, place in _PLACES.items():
         for when in ("before", "after"):
-            for figure in _FIGURES:
+            for figure in FIGURE_NAMES:
                 values = [_figure(document, (*place, when), figure) for document in documents]
                 if any(value is not None for value in values):
                     ratios = [_ratio(values[0], value) for value in values[1:]]
                     rows.append(_row(f"{source} {when}", figure, values, ratios))
                     if when == "after":
-                        worst += [(ratio, f"{source} {_name(figure)}") for ratio in ratios if ratio is not None]
+                        worst += [(ratio, f"{source} {FIGURE_NAMES[figure]}") for ratio in ratios if ratio is not None]
     rows += _states(documents)
     failed = _failures(documents, worst, options.fail_above)
     names = [Path(path).name for path in options.reports]
@@ -123,11 +115,7 @@ def _row(place: str, figure: str, values: list[float | None], ratios: list[float
         return duration(value) if figure == "step_seconds" else mebibytes(value)
 
     shown = [NOTHING if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
-    return [place, _name(figure), *map(text, values), *shown]
-
-
-def _name(figure: str) -> str:
-    return figure.rpartition("_")[0].replace("_", " ") if figure != "step_seconds" else "step time"
+    return [place, FIGURE_NAMES[figure], *map(text, values), *shown]
 
 
 def _states(documents: list[dict[str, Any]]) -> list[list[str]]:

@@ -55,6 +55,10 @@ def make_job(options: argparse.Namespace) -> Job:
         ConfigError: `--numerics`, `--recompute` or `--budget` asks for what there is not.
     """
     budget = getattr(options, "budget", None)
+    if budget is not None and options.recompute != "auto":
+        raise CommandError(
+            f"--budget chooses the levels, and --recompute {options.recompute} asks for one. Give one of them."
+        )
     config = memopt.Config(
         numerics=options.numerics,
         recompute=options.recompute,

@@ -32,7 +32,7 @@ from .drawing import draw, require_different, require_drawable
 from .errors import CommandError, describe
 from .job import make_job
 from .limits import limits
-from .options import build_parser
+from .options import parse
 from .output import STDOUT, alone_on_stdout, require_writable, write_document
 from .sweep import sweep
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     _never_fail_to_encode(sys.stdout, sys.stderr)
     try:
-        options = build_parser().parse_args(arguments)
+        options = parse(arguments)
         return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return INTERRUPTED

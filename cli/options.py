@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
 import torch
@@ -33,8 +33,21 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `memopt`; the namespace's `command` names what to run."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was said; `command` names what to run.
+
+    Raises:
+        CommandError: it is no command, or one that does not take it.
+    """
+    options, unknown = _build_parser().parse_known_args(arguments)
+    if unknown:
+        raise CommandError(
+            f"memopt {options.command} has no {' '.join(unknown)}. See memopt {options.command} --help for what it has."
+        )
+    return options
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="memopt", description="Train any naive DenseNet in memory linear in its depth.")
     parser.add_argument("--version", action="version", version=f"memopt {memopt.__version__}")
     from .train.options import add_train  # builds on this module

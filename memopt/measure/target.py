@@ -16,8 +16,8 @@ class Target:
         blas_workspace_bytes: what cuBLAS keeps from its first call on, for each of the two threads that call it
             (forward's and backward's): 32 MiB on compute capability 9.0 and 10.0, 8.1 MiB before
             (`getChosenWorkspaceSize` in ATen/cuda/CUDABlas.cpp).
-        blas_lt_workspace_bytes: what cuBLASLt keeps beside it from the first product on that adds a bias, a linear layer's
-            (`getCUDABlasLtWorkspaceSize` in ATen/cuda/CublasHandlePool.cpp).
+        blas_lt_workspace_bytes: what cuBLASLt keeps beside it from the first product on that adds a bias, as a linear
+            layer's does (`getCUDABlasLtWorkspaceSize` in ATen/cuda/CublasHandlePool.cpp).
         expandable_segments: whether the allocator is set to grow its segments.
         bytes_per_second: what kernels read and write, as far as they are bound by that.
         flops_per_second: what convolutions compute, likewise.

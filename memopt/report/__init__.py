@@ -4,6 +4,7 @@ from memopt.report.curves import Curve, draw_curves
 from memopt.report.document import SCHEMA, comparison_document
 from memopt.report.progress import stage_display, training_display
 from memopt.report.rows import (
+    FIGURE_NAMES,
     BlockRow,
     FigureRow,
     RejectionRow,
@@ -17,6 +18,7 @@ from memopt.report.table import print_as_found, print_comparison, print_explanat
 from memopt.report.tree import explanation_document
 
 __all__ = [
+    "FIGURE_NAMES",
     "SCHEMA",
     "BlockRow",
     "Curve",

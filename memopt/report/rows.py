@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from memopt.ir import ChainReport, by_block, duration, first_names, mebibytes
 from memopt.measure import CATEGORIES, Comparison, Equivalence, StepFigures, Timeline
@@ -14,7 +15,7 @@ HARDLY_SHARE = 0.001
 """Of the peak: less is hardly there."""
 
 # How each figure is called; the order is that of the report.
-_FIGURES = {
+FIGURE_NAMES = {
     "activation_peak_bytes": "activation peak",
     "saved_bytes": "saved for backward",
     "retained_bytes": "kept by memopt between steps",
@@ -87,7 +88,7 @@ def figure_rows(
         rough_time: the time comes from few steps, each much like noise, as on a CPU: two digits of it are shown, and
             of how many steps it is.
     """
-    fields = [field for field in _FIGURES if _has(before, field) or _has(after, field)]
+    fields = [field for field in FIGURE_NAMES if _has(before, field) or _has(after, field)]
     rows = [_figure_row(field, before, after, rough_time and field == "step_seconds") for field in fields]
     if not rows and any(figures is not None and figures.out_of_memory for figures in (before, after)):
         rows = [FigureRow("training step", _cell(before, "", False), _cell(after, "", False), NOTHING)]
@@ -193,7 +194,7 @@ def share_text(rewritten: int, found: int) -> str:
 def _figure_row(field: str, before: StepFigures | None, after: StepFigures | None, rough: bool) -> FigureRow:
     first, second = _value(before, field), _value(after, field)
     ratio = _ratio(second / first, rough) if first and second is not None else NOTHING
-    name = _FIGURES[field] + (_median_of(before, after) if rough else "")
+    name = FIGURE_NAMES[field] + (_median_of(before, after) if rough else "")
     return FigureRow(name, _cell(before, field, rough), _cell(after, field, rough), ratio)
 
 
@@ -252,5 +253,11 @@ def _block_row(block: int, chains: list[ChainReport]) -> BlockRow:
 
 
 def _place(chain: ChainReport) -> str:
-    where = chain.source or chain.module
+    where = from_here(chain.source) if chain.source else chain.module
     return f"{chain.node} ({where})" if where else chain.node
+
+
+def from_here(source: str) -> str:
+    """A file and line as seen from the working directory, where it lies below that: shorter."""
+    path = Path(source)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else source

@@ -9,6 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from memopt.ir import ChainReport, Explanation, by_block, mebibytes
+from memopt.report.rows import from_here
 
 SCHEMA = 1
 
@@ -76,7 +77,7 @@ def explanation_document(explanation: Explanation, target: str | None = None) ->
 
 def _leaf(chain: ChainReport) -> Text:
     where = chain.module or chain.node
-    place = f" ({chain.source})" if chain.source else ""
+    place = f" ({from_here(chain.source)})" if chain.source else ""
     if chain.action == "rejected":
         because = f", because {chain.reason}" if chain.reason else ""
         return Text.assemble(f"{where}{place}: ", ("left alone", "yellow"), because)

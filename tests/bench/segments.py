@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 from memopt_cli.job import make_job
-from memopt_cli.options import build_parser
+from memopt_cli.options import parse
 
 import memopt
 from memopt.measure import GPU
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--expandable-segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF can ask for")
     parser.add_argument("--lines", type=int, default=6, help="origins shown of each segment; default: %(default)s")
     own, rest = parser.parse_known_args()
-    options = build_parser().parse_args(["optimize", *rest])
+    options = parse(["optimize", *rest])
     job = make_job(options)
     config = replace(job.config, numerics="fast" if job.config.numerics == "auto" else job.config.numerics)
     prediction = predict(

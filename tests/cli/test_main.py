@@ -270,7 +270,11 @@ BAD_INPUT = {
     "numerics that do not exist": (("{tiny}:Tiny", "--numerics", "bold"), "invalid choice"),
     "autocast of another dtype": (("{tiny}:Tiny", "--amp", "bf16", "--dtype", "fp16"), "Leave one of them out"),
     "batch of nothing": (("{tiny}:Tiny", "--batch-size", "0"), "not a whole number above 0"),
-    "unknown option": (("{tiny}:Tiny", "--bogus"), "Unrecognized arguments: --bogus. See memopt --help"),
+    "unknown option": (("{tiny}:Tiny", "--bogus"), "memopt optimize has no --bogus. See memopt optimize --help"),
+    "a budget and a level": (
+        ("{tiny}:Tiny", "--budget", "1GiB", "--recompute", "layer"),
+        "--recompute layer asks for one. Give one of them",
+    ),
     "unknown choice": (("{tiny}:Tiny", "--device", "tpu"), "invalid choice: 'tpu'"),
     "no target": ((), "The following arguments are required: TARGET. See memopt optimize --help"),
 }

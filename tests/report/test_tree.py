@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_the_tree_has_a_branch_for_each_block(explanation: Explanation) -> None:
         "",
         "Note: A note.",
     ]
+
+
+def test_files_below_the_working_directory_are_named_from_there(
+    make_chain: Callable[..., ChainReport], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = (f"{tmp_path}/nets/model.py:7", "/elsewhere/model.py:8", "<stdin>:9")
+    chains = tuple(replace(make_chain(1, number), source=source) for number, source in enumerate(sources))
+    out = io.StringIO()
+
+    print_explanation(Explanation(True, True, False, chains, ()), "model.py:Net", out, width=110)
+
+    assert all(f"({place})" in out.getvalue() for place in ("nets/model.py:7", "/elsewhere/model.py:8", "<stdin>:9"))
 
 
 def test_a_reason_of_several_chains_is_said_once(make_chain: Callable[..., ChainReport]) -> None:

@@ -2,12 +2,12 @@ import argparse
 
 import pytest
 from memopt_cli.errors import CommandError
-from memopt_cli.options import build_parser
+from memopt_cli.options import parse
 from memopt_cli.train.settings import DEFAULTS, new_settings, resumed_settings
 
 
 def parsed(*argv: str) -> argparse.Namespace:
-    return build_parser().parse_args(["train", *argv])
+    return parse(["train", *argv])
 
 
 def test_what_is_not_given_has_its_default() -> None:
