@@ -35,17 +35,26 @@ from .variants import (
 
 FIELDS = (
     "target", "variable", "value", "variant", "source",
-    "activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "step_seconds", "device", "torch",
+    "activation_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "largest_peak_allocated_bytes",
+    "step_seconds", "device", "torch",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One variant at one value; figures predicted, or measured on `device`."""
+    """One variant at one value.
+
+    Attributes:
+        value: of what is varied.
+        variant: its label.
+        figures: predicted, or measured on a GPU.
+        largest_bytes: peak allocated, if estimated workspaces take as much as they may; None where none is estimated.
+    """
 
     value: int
     variant: str
     figures: StepFigures
+    largest_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,8 @@ def sweep(options: argparse.Namespace) -> int:
         for value in varied.values:
             for variant in (NAIVE, *other_variants(options.also), *ours):
                 on_stage(f"{varied.name} {value}: {variant.label}")
-                points.append(Point(value, variant.label, _figures(varied.job(job, value), variant, options.measure)))
+                figures, largest_bytes = _figures(varied.job(job, value), variant, options.measure)
+                points.append(Point(value, variant.label, figures, largest_bytes))
     _write_csv(points, varied.name, job, options.measure, table)
     _draw(points, varied.name, job, pictures)
     _print(points, varied.name, job, options.measure)
@@ -121,8 +131,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _figures(job: Job, variant: Variant, measure: bool) -> StepFigures:
-    return measured(job, variant, job.device) if measure else predicted(job, variant)
+def _figures(job: Job, variant: Variant, measure: bool) -> tuple[StepFigures, int | None]:
+    return (measured(job, variant, job.device), None) if measure else predicted(job, variant)
 
 
 def _write_csv(points: list[Point], variable: str, job: Job, measure: bool, path: Path) -> None:
@@ -139,6 +149,7 @@ def _write_csv(points: list[Point], variable: str, job: Job, measure: bool, path
                     "variant": point.variant,
                     "source": "measured" if measure else "predicted",
                     **{name: getattr(point.figures, name) for name in FIELDS if hasattr(point.figures, name)},
+                    "largest_peak_allocated_bytes": point.largest_bytes,
                     "device": device,
                     "torch": torch.__version__,
                 }
@@ -182,6 +193,12 @@ def _print(points: list[Point], variable: str, job: Job, measure: bool) -> None:
     )
     exponents = [(label, fitted_exponent(series)) for label, series in _series(points).items()]
     notes = [f"{label}: the activation peak grows with {variable} to the power {e}." for label, e in exponents if e]
+    estimated = [point for point in points if point.largest_bytes is not None]
+    if estimated:
+        notes.append(
+            f"Workspaces of convolutions that were never measured on a GPU are estimated in {len(estimated)} of "
+            f"{len(points)} rows. The CSV file says what is allocated if they take as much as they may."
+        )
     print_table(
         f"{job.target.text}, {source}",
         heads,

@@ -65,28 +65,32 @@ def with_batch(job: Job, batch: int) -> Job:
     return replace(job, inputs=tuple(x.new_empty((batch, *x.shape[1:]), device="meta") for x in job.inputs))
 
 
-def predicted(job: Job, variant: Variant) -> StepFigures:
+def predicted(job: Job, variant: Variant) -> tuple[StepFigures, int | None]:
     """Predicted figures of a variant.
+
+    With them the largest peak allocated, if workspaces that were never measured take as much as they may; None where
+    all were measured.
 
     Raises:
         CommandError: it cannot be predicted.
     """
-    return _prediction(job, variant).figures
+    return _with_largest(_prediction(job, variant))
 
 
 def predicted_within(job: Job, variant: Variant, memory_bytes: int) -> tuple[StepFigures, int | None]:
     """The same on a GPU with so much memory: more is reserved than that where the step does not fit.
 
-    With it the largest peak allocated, if workspaces that were never measured take as much as they may; None where all
-    were measured.
-
     Raises:
         CommandError: it cannot be predicted.
     """
     prediction = _prediction(job, variant)
+    figures, largest_bytes = _with_largest(prediction)
     reserved_bytes = reserved_within(prediction.trace, memory_bytes, GPU.expandable_segments)
-    largest_bytes = prediction.largest.peak_allocated_bytes if prediction.unmeasured else None
-    return replace(prediction.figures, peak_reserved_bytes=reserved_bytes), largest_bytes
+    return replace(figures, peak_reserved_bytes=reserved_bytes), largest_bytes
+
+
+def _with_largest(prediction: Prediction) -> tuple[StepFigures, int | None]:
+    return prediction.figures, prediction.largest.peak_allocated_bytes if prediction.unmeasured else None
 
 
 def kernels_of(config: memopt.Config) -> str:

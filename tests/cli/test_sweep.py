@@ -31,8 +31,19 @@ def test_a_sweep_over_an_argument(tiny: str, tmp_path: Path, capsys: pytest.Capt
     slope = math.log(naive[2] / naive[0]) / math.log(3)
     stated = float(text.partition("naive: the activation peak grows with layers to the power ")[2][:4])
     assert stated == pytest.approx(slope, abs=0.05)
+    assert "estimated in 6 of 6 rows. The CSV file says what is allocated if they take" in " ".join(text.split())
+    beyond = [int(row["largest_peak_allocated_bytes"]) - int(row["peak_allocated_bytes"]) for row in found]
+    assert min(beyond) >= 0 < max(beyond)
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in out.with_suffix(".svg").read_text()
+
+
+def test_measured_convolutions_have_no_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "measured"
+    command = ["sweep", "densenet_models.bc:DenseNet", "--depth", "40:100:60", "--batch-size", "64"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert [row["largest_peak_allocated_bytes"] for row in rows(out.with_suffix(".csv"))] == [""] * 4
+    assert "estimated" not in capsys.readouterr().out
 
 
 def test_a_sweep_over_the_batch_size_predicts_each(tiny: str, tmp_path: Path) -> None:
