@@ -1,11 +1,13 @@
 """Tables that take torch.compile's minutes: rivals compile beside one another on one GPU, and measure one at a time.
 
     PYTHONPATH=. python tests/bench/side_by_side.py steps --out tests/bench/results/train_step.csv
+    PYTHONPATH=. python tests/bench/side_by_side.py depths --out tests/bench/results/train_step.csv
     PYTHONPATH=. python tests/bench/side_by_side.py rivals --out tests/bench/results/train_step.csv
     PYTHONPATH=. python tests/bench/side_by_side.py budgets --plans plans.json --out tests/bench/results/budget.csv
 
-"steps" and "rivals" are all tables of `train_step.py`: without torch.compile in one process, with it in a process for
-each variant (predictions are filled in afterwards, see there). "budgets" are those of `budget.py` on fused kernels,
+"steps", "depths" and "rivals" are all tables of `train_step.py`: those of several variants and those of several depths
+without torch.compile, in one process, and what compiles, in a process for each variant (predictions are filled in
+afterwards, see there). "budgets" are those of `budget.py` on fused kernels,
 whose plans it can be given. The rows of all are appended to one CSV file, in the order of the jobs; what they print
 goes to one log beside it. The run stops by itself after `--seconds` and keeps the rows that there are.
 """
@@ -19,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train_step import COMPILED, TABLES, TRIED_OUT
+from train_step import COMPILED, DEPTH_TABLES, TABLES, TRIED_OUT
 
 HERE = Path(__file__).parent
 OWN_PROCESS = (*COMPILED, *TRIED_OUT)
@@ -28,13 +30,22 @@ Job = tuple[str, ...]
 
 
 def steps() -> Iterator[Job]:
-    """All tables but for torch.compile."""
-    plain = dict.fromkeys(v for work in TABLES.values() for v in work.variants if v not in OWN_PROCESS)
-    yield "train_step.py", *TABLES, "--no-prediction", "--variants", *plain
+    """Tables of several variants, but for those that take a process of their own."""
+    yield _in_one_process([name for name in TABLES if name not in DEPTH_TABLES])
+
+
+def depths() -> Iterator[Job]:
+    """Tables of several depths."""
+    yield _in_one_process(DEPTH_TABLES)
+
+
+def _in_one_process(tables: Sequence[str]) -> Job:
+    plain = dict.fromkeys(v for name in tables for v in TABLES[name].variants if v not in OWN_PROCESS)
+    return "train_step.py", *tables, "--no-prediction", "--variants", *plain
 
 
 def rivals() -> Iterator[Job]:
-    """What `steps` leaves out."""
+    """What the others leave out."""
     for name, work in TABLES.items():
         for variant in (v for v in work.variants if v in OWN_PROCESS):
             yield "train_step.py", name, "--no-prediction", "--variants", variant
@@ -46,7 +57,7 @@ def budgets() -> Iterator[Job]:
         yield "budget.py", "--tables", table, "--numerics", "fast"
 
 
-JOBS = {"steps": steps, "rivals": rivals, "budgets": budgets}
+JOBS = {"steps": steps, "depths": depths, "rivals": rivals, "budgets": budgets}
 
 
 def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float) -> list[int | None]:

@@ -27,7 +27,7 @@ sys.exit(3 if options.fail else 0)
 def test_every_variant_of_every_table_is_measured_once() -> None:
     side_by_side = load("side_by_side")
     seen = []
-    for script, *arguments in (*side_by_side.steps(), *side_by_side.rivals()):
+    for script, *arguments in (*side_by_side.steps(), *side_by_side.depths(), *side_by_side.rivals()):
         assert script == "train_step.py"
         options = arguments.index("--no-prediction")
         tables, variants = arguments[:options], arguments[options + 2 :]

@@ -72,6 +72,7 @@ GRAPHED = "memopt fast layer, CUDA graph"
 EXPANDABLE = "memopt fast layer, expandable segments"
 """With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: the allocator then reserves little that it cannot use."""
 DEPTHS = (40, 100, 196, 400)
+DEPTH_TABLE = "bc{}-64"
 WARMUP, PROFILED_STEPS = 3, 5
 TURNS, STEPS_A_TURN = 7, 6
 MEMORY_TRIES, MEMORY_SECONDS = 20, 5.0
@@ -99,7 +100,7 @@ TABLES: dict[str, Work] = {
         channels_last=True,
     ),
     **{
-        f"bc{depth}-64": Work(
+        DEPTH_TABLE.format(depth): Work(
             lambda depth=depth: bc.DenseNet(depth=depth),
             (64, 3, 32, 32),
             ("naive", "memopt exact layer", "memopt fast layer"),
@@ -108,6 +109,10 @@ TABLES: dict[str, Work] = {
         if depth != 100
     },
 }
+
+
+DEPTH_TABLES = [DEPTH_TABLE.format(depth) for depth in DEPTHS if depth != 100]
+"""Beside "bc100-64", which has more variants."""
 
 
 def _memopt(numerics: str, level: str) -> Change:
