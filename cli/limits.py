@@ -139,11 +139,11 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
     number = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
     if number is None:
         return Limit(None, None, None, None)
-    trained = _trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
+    trained = trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
     return Limit(question.size(number), *predictions[number], trained)
 
 
-def _trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:
+def trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:
     """Whether steps run on the GPU while torch may take no more of it than that."""
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total_bytes), device)

@@ -162,9 +162,14 @@ def _within_budgets(table: str, rows: list[Row]) -> str:
 
 
 def render_limits(rows: list[Row]) -> str:
-    """The largest batch and depth of each variant within a memory."""
+    """The largest batch and depth of each variant within a memory, and whether they were trained there."""
     questions = list(dict.fromkeys(row["largest"] for row in rows))
-    sizes = {(row["largest"], row["variant"]): f"{int(row['size']):,}" for row in rows if row["size"]}
+    outcomes = {"True": ", trained", "False": ", out of memory", "": ""}
+    sizes = {
+        (row["largest"], row["variant"]): f"{int(row['size']):,}{outcomes[row['trained']]}"
+        for row in rows
+        if row["size"]
+    }
 
     def cells(variant: str) -> tuple[str, ...]:
         return (variant, *(sizes.get((question, variant), NOTHING) for question in questions))

@@ -32,6 +32,15 @@ def test_a_figure_that_was_not_measured_is_a_dash(tables: ModuleType) -> None:
     assert all(line.endswith("| — |") for line in text.splitlines() if line.startswith("| memopt"))
 
 
+def test_limits_say_what_was_trained(tables: ModuleType) -> None:
+    rows = tables.load(tables.RESULTS / "limits.csv")
+    outcomes = ["True", "False", *[""] * (len(rows) - 2)]
+    text = tables.render_limits([row | {"trained": how} for row, how in zip(rows, outcomes, strict=True)])
+    assert f"| {rows[0]['variant']} | {int(rows[0]['size']):,}, trained |" in text
+    assert f"| {rows[1]['variant']} | {int(rows[1]['size']):,}, out of memory |" in text
+    assert text.count("trained") == 1
+
+
 def test_every_row_names_its_origin(tables: ModuleType) -> None:
     files = [
         folder / f"{name}.csv" for folder in (tables.RESULTS, tables.RESULTS / "earlier") for name in tables.RENDERED

@@ -1,0 +1,45 @@
+"""What was predicted elsewhere is trained on a GPU, the small ones first; a stand-in trains here."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.scripts import load
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    fields = "target,input,memory_bytes,largest,variant,size,peak_allocated_bytes,peak_reserved_bytes,trained,gpu"
+    path = tmp_path / "limits.csv"
+    path.write_text(
+        f"{fields},torch,commit,date\n"
+        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,depth,memopt layer,16,1,1,,none,2,c,d\n"
+        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,batch size,checkpointed,24,1,1,,none,2,c,d\n"
+    )
+    return path
+
+
+def test_each_row_is_trained_with_its_size(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_within = load("limits_within")
+    seen: list[tuple[str, int, int, int]] = []
+
+    def trains(job: Any, variant: Any, memory_bytes: int, device: Any) -> bool:
+        norms = sum(name.endswith("norm1") for name, _ in job.make_model().named_modules())
+        seen.append((variant.label, norms, job.inputs[0].shape[0], memory_bytes))
+        return len(seen) == 1
+
+    monkeypatch.setattr(limits_within, "trains", trains)
+    limits_within.fill_in(rows, time.monotonic() + 60)
+    assert seen == [("checkpointed", 48, 24, 2**30), ("memopt layer", 6, 8, 2**30)]
+    found = load("rows_table").load(rows)
+    assert [(row["size"], row["trained"]) for row in found] == [("16", "False"), ("24", "True")]
+    assert all(row["gpu"] != "none" for row in found)
+
+
+def test_nothing_is_begun_after_the_deadline(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_within, before = load("limits_within"), rows.read_text()
+    monkeypatch.setattr(limits_within, "trains", lambda *_: pytest.fail("out of time"))
+    limits_within.fill_in(rows, time.monotonic() - 1)
+    assert rows.read_text() == before
