@@ -3,8 +3,10 @@
     PYTHONPATH=. python tests/bench/allocations.py densenet201 "exact concat" --out folder
 
 Models and variants are those of `predicted_vs_measured.py`. Writes all requests from the model's making to the end of
-the last warm-up step, rounded up to 512 bytes, one a line with where it comes from: `measured.txt` and `predicted.txt`.
-Prints where they differ, as `diff` finds it. `--only-prediction` writes the latter alone, without a GPU.
+the last warm-up step, rounded up to 512 bytes, one a line with where it comes from: `measured.txt` and `predicted.txt`;
+and where the segments lie that were taken from the device, in order: `segments.txt`, of address and size. Of free
+blocks of one size the allocator hands out that with the lowest address. Prints how segments lie, and where requests
+differ, as `diff` finds it. `--only-prediction` writes the latter alone, without a GPU.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,8 @@ def predicted(model: str, variant: str) -> list[Request]:
     return [(rounded(event.size_bytes), str(trace.origins[event.number])) for event in served]
 
 
-def measured(model: str, variant: str) -> list[Request]:
-    """In order, on the GPU."""
+def measured(model: str, variant: str) -> tuple[list[Request], list[tuple[int, int]]]:
+    """In order, on the GPU; and the address and size of each segment, likewise."""
     work, cuda = WORKS[model], torch.device("cuda")
     clean(cuda)
     torch.cuda.memory._record_memory_history(stacks="python", max_entries=MOST_ENTRIES)
@@ -56,7 +59,8 @@ def measured(model: str, variant: str) -> list[Request]:
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
     assert len(entries) < MOST_ENTRIES
-    return [(rounded(entry["size"]), _origin(entry)) for entry in entries if entry["action"] == "alloc"]
+    requests = [(rounded(entry["size"]), _origin(entry)) for entry in entries if entry["action"] == "alloc"]
+    return requests, [(entry["addr"], entry["size"]) for entry in entries if entry["action"] == "segment_alloc"]
 
 
 def _origin(entry: dict[str, Any]) -> str:
@@ -91,7 +95,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     found = {"predicted": predicted(options.model, options.variant)}
     if not options.only_prediction:
-        found["measured"] = measured(options.model, options.variant)
+        found["measured"], segments = measured(options.model, options.variant)
+        (options.out / "segments.txt").write_text("".join(f"{address:#x}\t{size}\n" for address, size in segments))
+        below = sum(later < earlier for (earlier, _), (later, _) in pairwise(segments))
+        print(f"{len(segments)} segments, {below} of them below the one before")
     for name, requests in found.items():
         lines = (f"{size}\t{origin}\n" for size, origin in requests)
         (options.out / f"{name}.txt").write_text("".join(lines))

@@ -3,13 +3,17 @@
     PYTHONPATH=. python tests/bench/predicted_vs_measured.py --out tests/bench/results/predicted.csv
 
 Rows marked as held out are configurations that nothing of the prediction was fitted to. Bytes; the error is
-predicted / measured − 1. `--only-prediction` fills in the predictions of a file anew, without a GPU.
+predicted / measured − 1. Each row is measured in a process of its own, some at a time: where CUDA places memory, and so
+what is reserved, depends on what a process has given back before. `--only-prediction` fills in the predictions of a
+file anew, without a GPU.
 """
 
 import argparse
 import csv
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +137,19 @@ def measured_row(model: str, variant: str) -> dict[str, Any]:
     }
 
 
+def measured_rows(pairs: Iterable[tuple[str, str]], processes: int, deadline: float) -> Iterator[dict[str, Any]]:
+    """The rows of models and variants, in order; none is begun after the deadline."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(measured_row, *pair) for pair in pairs]
+        for number, future in enumerate(futures):
+            if time.monotonic() > deadline:
+                for later in futures[number:]:
+                    later.cancel()
+            if not future.cancelled():
+                yield future.result()
+
+
 def with_prediction(row: dict[str, Any]) -> dict[str, Any]:
     """The row with what is predicted for it."""
     work = WORKS[row["model"]]
@@ -164,6 +181,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=450.0, help="no row is begun after this; default: %(default)s")
+    parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--no-prediction", action="store_true")
     parser.add_argument("--only-prediction", action="store_true")
     options = parser.parse_args()
@@ -175,7 +193,7 @@ def main() -> None:
         work = (with_prediction(row) for row in rows)
     else:
         pairs = [(model, variant) for model in options.models for variant in options.variants]
-        measured = (measured_row(*pair) for pair in pairs if time.monotonic() < deadline)
+        measured = measured_rows(pairs, options.processes, deadline)
         work = (row if options.no_prediction else with_prediction(row) for row in measured)
     done = []
     for row in work:
