@@ -135,8 +135,14 @@ def _nothing_of_the_users(naive: nn.Module) -> Iterator[None]:
     A checkpoint updates running statistics a second time when it recomputes, which no rewritten model does.
     """
     state = random.getstate()
+    devices = {tensor.device for tensor in naive.parameters() if tensor.device.type == "cuda"}
     try:
-        with keeping_python_values(naive), through_checkpoints(), torch.enable_grad():
+        with (
+            keeping_python_values(naive),
+            through_checkpoints(),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=devices),
+        ):
             yield
     finally:
         random.setstate(state)

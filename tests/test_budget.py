@@ -2,6 +2,7 @@
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch import nn
 
 import memopt
 from densenet_models import bc
+from memopt.budget import planner
 from memopt.measure import StorageTracker
 from memopt.measure.step import TrainingStep
+from memopt.plan.choice import Layer, Option, Stage
 from tests.helpers import assert_same, dense_net, images, train_step
 
 MIB = 2**20
@@ -69,6 +72,38 @@ def test_every_budget_is_kept_and_more_memory_never_costs_time(numerics: Any, po
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] > seconds[-1]
     assert plans[0].levels != plans[-1].levels
+
+
+def test_a_larger_budget_is_never_slower_where_parts_say_less_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step takes as a whole exceeds what its parts say by more for some choices than for others."""
+    options = [(Option("layer", 0, 8.0), Option("concat", 3 * MIB, 3.0), Option("keep", 7 * MIB, 0.0))] * 8
+    layers = tuple(Layer(f"layer{number}", each) for number, each in enumerate(options))
+    stages = [Stage(layers, {"layer": 10 * MIB, "concat": 10 * MIB, "keep": 10 * MIB})]
+    by_level = {option.level: option for option in options[0]}
+    tried = 0
+
+    def whole(self: planner._Planner, levels: dict[str, Any]) -> SimpleNamespace:
+        nonlocal tried
+        tried += 1
+        kept = sum(by_level[level].kept_bytes for level in levels.values())
+        beyond = 5 * MIB * (sum(level == "concat" for level in levels.values()) % 3)
+        return SimpleNamespace(peak_bytes=10 * MIB + kept + beyond)
+
+    monkeypatch.setattr(planner._Planner, "_rewritten", whole)
+    found = {}
+    for budget in range(16 * MIB, 90 * MIB, MIB // 2):
+        own = planner._Planner(budget, small, (), None, None, memopt.measure.GPU)  # type: ignore[arg-type]
+        fitting = own._fitting(stages, *planner._extremes(stages))
+        if fitting is not None:
+            assert fitting[1].peak_bytes <= own._usable_bytes
+            found[budget] = sum(by_level[level].seconds for level in fitting[0].values())
+    assert min(found) <= 18 * MIB
+    assert len(found) == (90 * MIB - min(found)) * 2 // MIB, "a larger budget is never too small"
+    seconds = list(found.values())
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > 50
+    assert seconds[-1] == 0
+    assert tried < 6 * len(found), "each took seconds in earnest"
 
 
 def test_a_budget_is_spent() -> None:

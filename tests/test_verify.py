@@ -165,3 +165,13 @@ def test_few_copies_are_made(numerics: Literal["exact", "fast"], copies: int, mo
     monkeypatch.setattr(copy, "deepcopy", counting)
     memopt.apply(bc.DenseNet(depth=16), example_inputs=images(size=16), config=memopt.Config(numerics=numerics))
     assert len(made) == copies
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_users_random_numbers_are_as_without_memopt(size: int) -> None:
+    """Large images are cut down to be verified, which the untouched model is asked whether it takes."""
+    model = bc.DenseNet(depth=10, growth_rate=4, drop_rate=0.2)
+    x = torch.randn(2, 3, size, size)
+    before = torch.random.get_rng_state()
+    memopt.apply(model, x)
+    assert torch.equal(torch.random.get_rng_state(), before)

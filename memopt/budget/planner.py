@@ -17,13 +17,13 @@ from memopt.measure.memory import leave
 from memopt.measure.predict import PredictionError, predict
 from memopt.measure.step import Inputs, MakeModel, StepError
 from memopt.measure.target import GPU, Target
-from memopt.plan.choice import Layer, Stage, choose_levels
+from memopt.plan.choice import Layer, Stage, choose_levels, unit_bytes_of
 
 MARGIN = 0.01
 """Share of the budget that is left free: predictions are about that good."""
 MARGIN_BYTES = 2 * MIB
-ATTEMPTS = 4
-"""How often a choice that exceeds the budget as a whole is made again with less."""
+AMOUNTS = 256
+"""Amounts of memory, from the least to the most that any choice needs, for which one is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,35 +98,40 @@ class _Planner:
         uniform = {level: self._rewritten(level) for level in useful_levels(layer.chains)} | {"layer": layer}
         layers = layers_of(uniform, self._target)
         stages = stages_of(uniform, layers)
-        least = self._least(stages, layer)
+        amounts = _extremes(stages)
+        least = self._least(stages, layer, amounts[0])
         least_bytes = _budget_for(min(p.peak_bytes for p in (least[1], naive) if p is not None))
-        levels, whole = self._fitting(stages) or least
+        levels, whole = self._fitting(stages, *amounts) or least
         if whole.peak_bytes > self._usable_bytes:
             raise self._too_little(least_bytes, layer)
         blocks = {chain.module: chain.block for chain in layer.chains}
         return self._plan(_planned(levels, layers, blocks), whole, layer, least_bytes)
 
-    def _fitting(self, stages: list[Stage]) -> tuple[dict[str, Level], Predicted] | None:
-        """The quickest levels that are predicted to fit, as a whole."""
-        usable_bytes = self._usable_bytes
-        for _ in range(ATTEMPTS):
-            levels = choose_levels(stages, usable_bytes)
-            if levels is None:
-                return None
+    def _fitting(
+        self, stages: list[Stage], least_bytes: int, most_bytes: int
+    ) -> tuple[dict[str, Level], Predicted] | None:
+        """The quickest levels that are predicted to fit, as a whole, which may need more than its parts say.
+
+        They are looked for among choices that do not depend on the budget, from the most that it has room for down.
+        So what fits a budget is looked at for every larger one, too, unless something quicker fits that.
+        """
+        before: dict[str, Level] | None = None
+        for number in range(AMOUNTS, -1, -1):
+            amount_bytes = least_bytes + (most_bytes - least_bytes) * number // AMOUNTS
+            if amount_bytes > self._usable_bytes:
+                continue
+            levels = choose_levels(stages, amount_bytes)
+            if levels is None or levels == before:
+                continue
             whole = self._rewritten(levels)
             if whole.peak_bytes <= self._usable_bytes:
                 return levels, whole
-            usable_bytes -= whole.peak_bytes - self._usable_bytes
+            before = levels
         return None
 
-    def _least(self, stages: list[Stage], layer: Predicted) -> tuple[dict[str, Level], Predicted]:
+    def _least(self, stages: list[Stage], layer: Predicted, amount_bytes: int) -> tuple[dict[str, Level], Predicted]:
         """The levels that need least: a few layers that keep something can need less than none."""
-        low, high = 0, 2 * max(max(stage.needed_bytes.values()) for stage in stages)
-        levels: dict[str, Level] | None = None
-        while levels is None or high - low > MARGIN_BYTES // 2:
-            middle = (low + high) // 2
-            chosen = choose_levels(stages, middle)
-            low, high, levels = (middle, high, levels) if chosen is None else (low, middle, chosen)
+        levels = _choice(stages, amount_bytes)
         nothing: dict[str, Level] = dict.fromkeys(levels, "layer")
         choices = [(nothing, layer)] if levels == nothing else [(nothing, layer), (levels, self._rewritten(levels))]
         return min(choices, key=lambda choice: choice[1].peak_bytes)
@@ -176,6 +181,36 @@ class _Planner:
         except (PredictionError, StepError) as error:
             raise BudgetError(f"No levels can be chosen for a memory budget: {error}") from error
         return Predicted(prediction, self._rewriting.explain(models[0]).rewritten)
+
+
+def _extremes(stages: list[Stage]) -> tuple[int, int]:
+    """The least amount of memory that there is a choice for, nearly, and one that suffices for the quickest."""
+    most_kept = [max(option.kept_bytes for option in layer.options) for stage in stages for layer in stage.layers]
+    rounding = len(most_kept) * unit_bytes_of(stages)
+    ample = sum(most_kept) + rounding + max(max(stage.needed_bytes.values()) for stage in stages)
+    low, high = 0, ample
+    while high - low > MARGIN_BYTES // 2:
+        middle = (low + high) // 2
+        low, high = (middle, high) if choose_levels(stages, middle) is None else (low, middle)
+    return high, max(_needed_bytes(stages, _choice(stages, ample)) + rounding, high)
+
+
+def _choice(stages: list[Stage], amount_bytes: int) -> dict[str, Level]:
+    """For an amount that is known to suffice."""
+    levels = choose_levels(stages, amount_bytes)
+    assert levels is not None
+    return levels
+
+
+def _needed_bytes(stages: list[Stage], levels: Mapping[str, Level]) -> int:
+    """What a choice needs, by its parts."""
+    kept_bytes = most_bytes = 0
+    for stage in stages:
+        chosen = [next(o for o in layer.options if o.level == levels[layer.path]) for layer in stage.layers]
+        kept_bytes += sum(option.kept_bytes for option in chosen)
+        needed = [stage.needed_bytes[level] for level in {option.level for option in chosen}]
+        most_bytes = max(most_bytes, kept_bytes + max(needed, default=min(stage.needed_bytes.values())))
+    return most_bytes
 
 
 def _budget_for(peak_bytes: int) -> int:

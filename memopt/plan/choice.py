@@ -117,8 +117,7 @@ def choose_levels(stages: Sequence[Stage], budget_bytes: int) -> dict[str, Level
     Returns:
         Levels by path; None where even the least exceeds the budget.
     """
-    most_bytes = sum(max(o.kept_bytes for o in layer.options) for stage in stages for layer in stage.layers)
-    unit_bytes = max(SMALLEST_UNIT_BYTES, -(-most_bytes // STATES))
+    unit_bytes = unit_bytes_of(stages)
     with torch.device("cpu"):
         ledger = _Ledger()
         front = _Front(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64), torch.zeros(1).long())
@@ -129,6 +128,12 @@ def choose_levels(stages: Sequence[Stage], budget_bytes: int) -> dict[str, Level
         taken = ledger.read(int(front.nodes[-1]))
     layers = [layer for stage in stages for layer in stage.layers]
     return {layer.path: layer.options[number].level for layer, number in zip(layers, taken, strict=True)}
+
+
+def unit_bytes_of(stages: Sequence[Stage]) -> int:
+    """What the kept bytes of each layer are rounded up to multiples of."""
+    most_bytes = sum(max(o.kept_bytes for o in layer.options) for stage in stages for layer in stage.layers)
+    return max(SMALLEST_UNIT_BYTES, -(-most_bytes // STATES))
 
 
 def _through(stage: Stage, before: _Front, budget_bytes: int, unit_bytes: int, ledger: _Ledger) -> _Front:

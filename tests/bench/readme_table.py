@@ -77,6 +77,11 @@ def _step_table(title: str, rows: list[Row]) -> str:
 
 def render_convergence(rows: list[Row]) -> str:
     """Whether models end alike, over seeds."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return "\n".join(_trained_alike(model, [row for row in rows if row["model"] == model]) for model in models)
+
+
+def _trained_alike(model: str, rows: list[Row]) -> str:
     naive = {row["seed"]: row["digest"] for row in rows if row["variant"] == "naive"}
 
     def cells(variant: str) -> tuple[str, ...]:
@@ -85,7 +90,7 @@ def render_convergence(rows: list[Row]) -> str:
         spread = [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in figures]
         return (variant, *spread, f"{sum(row['digest'] == naive[row['seed']] for row in own)} of {len(own)}")
 
-    title = "Trained alike?** Handwritten digits, 180 steps, mean ± deviation over seeds"
+    title = f"Trained alike?** {model} on handwritten digits, {rows[0]['steps']} steps, mean ± deviation over seeds"
     title += "; rough: naive from weights a rounding off"
     headings = ("variant", "test error", "test loss", "final weights and buffers bit-equal to naive's")
     placed = [row | {"gpu": f"CPU ({row['device']})"} for row in rows]
