@@ -172,6 +172,8 @@ def _print(
             "memory, if need be by giving free memory back first, which takes time. The CUDA context takes some "
             "hundred MiB of a card beside that."
         )
+        if any(answer["size"] is None for answer in answers):
+            yield "none: the smallest takes more already; the workspaces of cuBLAS alone are some 64 MiB."
         if beyond:
             yield (
                 "Workspaces of convolutions that were never measured on a GPU are estimated. If they take as much as "

@@ -57,14 +57,18 @@ def _build_parser() -> argparse.ArgumentParser:
     optimize.add_argument(
         "--report",
         action="store_true",
-        help="run and measure real training steps too (without: equivalence and predicted GPU memory)",
+        help="run and measure real training steps too, a minute or so on a CPU (without: equivalence and predicted GPU "
+        "memory)",
     )
     optimize.add_argument("--json", metavar="FILE", help="write the report as JSON; - writes it to stdout, alone")
-    optimize.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
+    optimize.add_argument(
+        "--html", metavar="FILE", help="write the report as one self-contained page (needs matplotlib)"
+    )
     optimize.add_argument(
         "--timeline",
         metavar="FILE",
-        help="draw predicted memory over one step, before and after, by category; FILE ends in .html, .svg or .png",
+        help="draw predicted memory over one step, before and after, by category; FILE ends in .html, .svg or .png "
+        "(needs matplotlib)",
     )
     _add_budget(optimize)
     optimize.add_argument("--quiet", action="store_true", help="print no progress and no tables, only errors")

@@ -91,14 +91,15 @@ def test_a_larger_budget_is_never_slower_where_parts_say_less_than_the_whole(mon
 
     monkeypatch.setattr(planner._Planner, "_rewritten", whole)
     found = {}
-    for budget in range(16 * MIB, 90 * MIB, MIB // 2):
+    budgets = range(16 * MIB, 90 * MIB, 3 * MIB // 2)
+    for budget in budgets:
         own = planner._Planner(budget, small, (), None, None, memopt.measure.GPU)  # type: ignore[arg-type]
         fitting = own._fitting(stages, *planner._extremes(stages))
         if fitting is not None:
             assert fitting[1].peak_bytes <= own._usable_bytes
             found[budget] = sum(by_level[level].seconds for level in fitting[0].values())
     assert min(found) <= 18 * MIB
-    assert len(found) == (90 * MIB - min(found)) * 2 // MIB, "a larger budget is never too small"
+    assert list(found) == [budget for budget in budgets if budget >= min(found)], "a larger one is never too small"
     seconds = list(found.values())
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] > 50

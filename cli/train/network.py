@@ -14,6 +14,8 @@ from .data import DataSet
 from .settings import Settings
 
 PROBE_IMAGES = 2
+FEWEST_LAYERS = 10
+"""Of a DenseNet-BC with three blocks alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def find_network(settings: Settings, data: DataSet) -> Network:
     """
     arguments = parse_arguments(settings.arg)
     if settings.model is None:
+        if "block_config" not in arguments:
+            _require_even_blocks(settings.depth)
         own = {"depth": settings.depth, "growth_rate": settings.growth_rate, "num_classes": data.classes}
         target = bind(bc.DenseNet, "DenseNet", bc.__file__, own | arguments)
         name = f"DenseNet-BC-{settings.depth} (k = {settings.growth_rate})"
@@ -51,6 +55,12 @@ def find_network(settings: Settings, data: DataSet) -> Network:
         target = load_target(settings.model, arguments)
         name = settings.model
     return Network(target, settings.seed, name)
+
+
+def _require_even_blocks(depth: int) -> None:
+    if depth < FEWEST_LAYERS or (depth - FEWEST_LAYERS) % 6:
+        below = max(FEWEST_LAYERS, depth - (depth - FEWEST_LAYERS) % 6)
+        raise CommandError(f"--depth {depth} is not 6n + 4 with n ≥ 1 layers a block. Use {below} or {below + 6}.")
 
 
 def require_classifier(network: Network, data: DataSet, channels: int) -> None:

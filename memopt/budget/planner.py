@@ -22,7 +22,7 @@ from memopt.plan.choice import Layer, Stage, choose_levels, unit_bytes_of
 MARGIN = 0.01
 """Share of the budget that is left free: predictions are about that good."""
 MARGIN_BYTES = 2 * MIB
-AMOUNTS = 256
+AMOUNTS = 1024
 """Amounts of memory, from the least to the most that any choice needs, for which one is made."""
 
 

@@ -61,6 +61,10 @@ def draw_budgets(axes: Axes, title: str, budgets: list[Row], others: list[Row]) 
         curve = sorted((_mib(row), _milliseconds(row)) for row in budgets if family.endswith(row["numerics"]))
         if curve:
             axes.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2, zorder=3)
+            closer = axes.inset_axes((0.63, 0.08, 0.35, 0.24), title="the same, closer", facecolor="#f7f7f7")
+            closer.plot(*zip(*curve, strict=True), marker + "-", color=colour, markersize=4, linewidth=1.2)
+            closer.tick_params(labelsize=7.5)
+            closer.title.set_fontsize(8)
             labels.append((f"{family}, within budgets", *curve[-1], colour))
     for row in others:
         axes.plot([_mib(row)], [_milliseconds(row)], "D", color="#777777", markersize=6, zorder=2)

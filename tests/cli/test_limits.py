@@ -149,7 +149,9 @@ def test_an_answer_file_that_cannot_be_written_is_found_first(
 
 def test_where_nothing_fits(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["limits", f"{tiny}:Tiny", "--memory", "10MiB", "--recompute", "layer"]) == 0
-    assert answers(capsys.readouterr().out)["batch size", "naive"] == "none"
+    out = capsys.readouterr().out
+    assert answers(out)["batch size", "naive"] == "none"
+    assert "none: the smallest takes more already" in out
 
 
 def test_the_memory_must_be_a_size(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,7 +213,7 @@ BAD_INPUT = {
     "more to validate than there is": (("--valid-size", "1500"), "leaves nothing to train on"),
     "a batch larger than the data": (("--batch-size", "500"), "is more than the 400 training images"),
     "nothing to resume": (("--resume", "absent"), "absent holds no run to resume"),
-    "no such depth": (("--depth", "41"), "depth is 41, not 6n + 4"),
+    "no such depth": (("--depth", "41"), "--depth 41 is not 6n + 4 with n ≥ 1 layers a block. Use 40 or 46."),
     "no such argument": (("--arg", "width=3"), "DenseNet has no argument width"),
     "diverged": (("--lr", "1e30"), "Training diverged: the loss is"),
     "one process": (("--fsdp",), "--fsdp shards the model over several processes, and this is one"),
