@@ -79,14 +79,14 @@ class MemoryPlan:
     @property
     def summary(self) -> str:
         """The plan in a few sentences."""
-        reserved = "" if self.peak_reserved_bytes is None else f", reserved {whole_mebibytes(self.peak_reserved_bytes)}"
+        reserved = "" if self.peak_reserved_bytes is None else f", reserved {mebibytes(self.peak_reserved_bytes)}"
         counts = {level: sum(layer.level == level for layer in self.layers) for level in ("keep", "concat", "layer")}
         levels = ", ".join(f"{count} × {level}" for level, count in counts.items() if count)
         does = "the model stays as it is" if self.untouched else f"levels {levels or 'none'}"
         again = f", {duration(self.seconds)} of recomputation a step" if self.seconds else ""
         sentences = [
             f"Budget {whole_mebibytes(self.budget_bytes)} on a {self.target}, numerics {self.numerics}: {does}; "
-            f"predicted peak allocated {whole_mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
+            f"predicted peak allocated {mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
         ]
         if self.largest_peak_bytes > self.budget_bytes:
             sentences.append(

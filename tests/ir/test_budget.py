@@ -26,9 +26,9 @@ PLAN = MemoryPlan(
 
 def test_a_plan_in_a_sentence() -> None:
     assert PLAN.summary == (
-        "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 3 × layer; predicted peak allocated 281 MiB, "
-        "reserved 295 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB, of which 1 % and 2 MiB "
-        "stay free."
+        "Budget 300 MiB on a GPU, numerics fast: levels 1 × concat, 3 × layer; predicted peak allocated 280.0 MiB, "
+        "reserved 295.0 MiB, 80 µs of recomputation a step. The least possible budget is 250 MiB, of which 1 % and "
+        "2 MiB stay free."
     )
 
 
@@ -44,7 +44,7 @@ def test_a_model_that_stays_as_it_is() -> None:
     plan = replace(PLAN, stays_because="there is room", least_bytes=None, peak_reserved_bytes=None, seconds=0.0)
     assert plan.untouched
     assert plan.summary == (
-        "Budget 300 MiB on a GPU, numerics fast: the model stays as it is; predicted peak allocated 281 MiB."
+        "Budget 300 MiB on a GPU, numerics fast: the model stays as it is; predicted peak allocated 280.0 MiB."
     )
 
 
