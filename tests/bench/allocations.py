@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from predicted_vs_measured import VARIANTS, WORKS, change_of
 
+from memopt.measure.allocator import MIN_BLOCK_BYTES
 from memopt.measure.memory import CUDA_WARMUP, clean
 from memopt.measure.predict import predict
 from memopt.measure.step import TrainingStep, on_device, seeded
@@ -33,7 +34,7 @@ MOST_ENTRIES = 5_000_000
 
 def rounded(size_bytes: int) -> int:
     """As the allocator counts it."""
-    return -(-size_bytes // 512) * 512
+    return -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
 
 
 def predicted(model: str, variant: str) -> list[Request]:

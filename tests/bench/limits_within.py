@@ -9,7 +9,6 @@ They can be predicted elsewhere, and only trained on the GPU, the small ones fir
 """
 
 import argparse
-import csv
 import json
 import tempfile
 import time
@@ -21,7 +20,7 @@ from memopt_cli.main import main as memopt_command
 from memopt_cli.options import parse
 from memopt_cli.variants import NAIVE, levels, other_variants, with_batch
 from provenance import provenance
-from results_file import append_rows
+from results_file import append_rows, write_rows
 from rows_table import Row, load
 
 TARGET = "densenet_models.bc:DenseNet"
@@ -67,10 +66,7 @@ def fill_in(path: Path, deadline: float) -> None:
             break
         row |= {"trained": str(trained(row)), **provenance()}
         print(row, flush=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, FIELDS, rows)
 
 
 def trained(row: Row) -> bool:

@@ -9,7 +9,6 @@ file anew, without a GPU.
 """
 
 import argparse
-import csv
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,8 @@ from typing import Any
 
 import torch
 from provenance import provenance
+from results_file import write_rows
+from rows_table import load
 from torch import nn
 
 import memopt
@@ -188,8 +189,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     rows: list[dict[str, Any]] = []
     if options.only_prediction:
-        with options.out.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["model"] in options.models]
+        rows = [row for row in load(options.out) if row["model"] in options.models]
         work = (with_prediction(row) for row in rows)
     else:
         pairs = [(model, variant) for model in options.models for variant in options.variants]
@@ -199,10 +199,7 @@ def main() -> None:
     for row in work:
         print(line(row), flush=True)
         done.append(row)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*done, *rows[len(done) :]])
+        write_rows(options.out, FIELDS, [*done, *rows[len(done) :]])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
-"""The CSV files that benchmarks append their rows to."""
+"""The CSV files that benchmarks write their rows to."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def write_rows(path: Path, fields: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A file of these rows alone, below the names of the fields."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, tuple(fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def append_rows(

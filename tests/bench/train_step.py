@@ -14,7 +14,6 @@ for the same step; as that takes a while and no GPU, it can be left out and fill
 """
 
 import argparse
-import csv
 import gc
 import statistics
 import time
@@ -29,7 +28,8 @@ import rivals
 import torch
 from line import HELP, Line
 from provenance import provenance
-from results_file import append_rows
+from results_file import append_rows, write_rows
+from rows_table import load
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -257,15 +257,11 @@ def laid_out(thing: Any, channels_last: bool) -> Any:
 
 def fill_in(path: Path, tables: list[str]) -> None:
     """Predict for the rows of a file that have no prediction. Needs no GPU, but the code that they speak of."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = load(path)
     for row in rows:
         if row["table"] in tables and not row["predicted_bytes"]:
             row["predicted_bytes"] = predicted(row) or ""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, FIELDS, rows)
 
 
 def predicted(row: dict[str, Any]) -> int | None:
