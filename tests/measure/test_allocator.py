@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from memopt.measure.allocator import MIB, CachingAllocator, SegmentView
+from memopt.measure.allocator import HOLES_AT_FIRST, MIB, CachingAllocator, SegmentView
 
 
 def sizes(segment: SegmentView) -> list[tuple[int, bool]]:
@@ -64,6 +64,40 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.reserved_bytes == 180 * MIB
 
 
+def placed(*sizes_mib: int) -> list[int]:
+    """Where segments of so many MiB, 10 or more, lie once nothing is left of the holes at first; from the first on."""
+    allocator = CachingAllocator()
+    for _, size_bytes in HOLES_AT_FIRST:
+        allocator.allocate(MIB if size_bytes == 2 * MIB else size_bytes)
+    addresses = [allocator.allocate(size * MIB).address for size in sizes_mib]
+    return [(address - addresses[0]) // MIB for address in addresses]
+
+
+def test_segments_lie_in_ranges_of_32_mib_each_below_the_ones_before() -> None:
+    assert placed(300, 26, 32, 40) == [0, -32, -64, -128]
+
+
+def test_a_segment_fills_the_lowest_hole_that_it_fits_in() -> None:
+    # The ranges end with holes of 20, 4 and 10 MiB.
+    assert placed(300, 60, 20, 22, 10, 12) == [0, -64, 300, -96, -74, -128]
+    assert placed(300, 22, 10) == [0, -32, -10]
+
+
+def test_of_equal_blocks_the_one_with_the_lowest_address_is_taken_which_is_the_newest() -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.allocate(300 * MIB) for _ in range(3)]
+    for block in blocks:
+        allocator.free(block)
+    assert allocator.allocate(300 * MIB).segment is blocks[2].segment
+
+
+def test_what_is_given_back_leaves_its_address_free() -> None:
+    allocator = CachingAllocator(capacity_bytes=220 * MIB)
+    first = allocator.allocate(200 * MIB)
+    allocator.free(first)
+    assert allocator.allocate(210 * MIB).address == first.address
+
+
 def test_free_neighbours_join_but_not_across_segments() -> None:
     allocator = CachingAllocator()
     whole = allocator.allocate(60 * MIB)
@@ -95,7 +129,7 @@ def test_an_expandable_segment_grows_by_pages_and_prefers_a_hole_to_its_end() ->
     assert allocator.reserved_bytes == 40 * MIB
     allocator.free(first)
     # The end (5 MiB) is the smaller block that fits, but could be as large as the device.
-    assert allocator.allocate(4 * MIB).address == 0
+    assert allocator.allocate(4 * MIB).address == first.address
     assert allocator.allocate(30 * MIB).address == second.address + second.size_bytes
     assert allocator.reserved_bytes == 80 * MIB
 
