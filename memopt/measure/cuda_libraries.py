@@ -70,9 +70,9 @@ class CudaLibraries:
             if place != index:
                 continue
             held = [self._copy(func, args[0], "gradient")] if _is_read_in_pieces(func, args) else []
-            size_bytes, origin = measured().get(call), Origin(f"workspace of {call.operation}")
+            size_bytes, origin = measured(self._target.gpu).get(call), Origin(f"workspace of {call.operation}")
             if size_bytes is None:
-                size_bytes = estimated(call)
+                size_bytes = estimated(call, self._target.gpu)
                 self.unmeasured.add(call)
                 self._device.might_allocate(call.bound_bytes, origin)
             if size_bytes:

@@ -11,6 +11,8 @@ class Target:
         name: how the report calls it.
         device_type: the device type predicted for; operators that torch runs differently there are chosen by
             it.
+        gpu: which one, as `torch.cuda.get_device_name` has it, for what differs between GPUs of one kind; None where
+            that is not known: then the most that any takes is predicted.
         rounding_bytes: every allocation is rounded up to a multiple of this on a device other than "cuda", whose
             caching allocator is modelled.
         blas_workspace_bytes: what cuBLAS keeps from its first call on, for each of the two threads that call it
@@ -25,6 +27,7 @@ class Target:
 
     name: str = "GPU"
     device_type: str = "cuda"
+    gpu: str | None = None
     rounding_bytes: int = 512
     blas_workspace_bytes: int = 32 * 2**20
     blas_lt_workspace_bytes: int = 2**20

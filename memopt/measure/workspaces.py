@@ -1,6 +1,7 @@
 """What cuDNN's convolutions take for the time of a call: as measured, else estimated, with an upper bound.
 
-The table, `workspaces.csv`, is made on a GPU by `tests/bench/measure_workspaces.py`. A convolution that is not in it
+The table, `workspaces.csv`, is made by `tests/bench/measure_workspaces.py` on each GPU that it speaks of. cuDNN may
+choose otherwise on another: an H100 and an H200 differ in one convolution of a hundred. A convolution that is not in it
 is taken for as hungry as the measured one that is most like it, in proportion to their operands.
 
 Note: [Upper bound]
@@ -86,22 +87,35 @@ def convolution_calls(func: Any, args: Sequence[Any]) -> tuple[ConvolutionCall, 
 
 
 @cache
-def measured() -> dict[ConvolutionCall, int]:
-    """Bytes by call, as far as they were measured."""
+def measured(gpu: str | None = None) -> dict[ConvolutionCall, int]:
+    """Bytes by call, as far as they were measured.
+
+    Args:
+        gpu: as `torch.cuda.get_device_name` has it. What was not measured on it, or any call where it is None, is what
+            the hungriest of the others takes.
+    """
     names = [field.name for field in fields(ConvolutionCall)]
+    anywhere: dict[ConvolutionCall, int] = {}
+    there: dict[ConvolutionCall, int] = {}
     with TABLE.open(newline="", encoding="ascii") as file:
-        rows = [row for row in csv.DictReader(file) if row["workspace_bytes"]]
-    return {ConvolutionCall(*(row[name] for name in names)): int(row["workspace_bytes"]) for row in rows}
+        for row in csv.DictReader(file):
+            if not row["workspace_bytes"]:
+                continue
+            call, size_bytes = ConvolutionCall(*(row[name] for name in names)), int(row["workspace_bytes"])
+            anywhere[call] = max(anywhere.get(call, 0), size_bytes)
+            if row["gpu"] == gpu:
+                there[call] = size_bytes
+    return anywhere | there
 
 
 @cache
-def estimated(call: ConvolutionCall) -> int | None:
+def estimated(call: ConvolutionCall, gpu: str | None = None) -> int | None:
     """Bytes of a call that was not measured, by the one most like it; None where none has its window and its kind."""
     alike = _by_kind().get(_kind(call), ())
     if not alike:
         return None
     nearest = min(alike, key=lambda other: _distance(call, other))
-    return round(measured()[nearest] * call.operands_bytes / nearest.operands_bytes)
+    return round(measured(gpu)[nearest] * call.operands_bytes / nearest.operands_bytes)
 
 
 @cache

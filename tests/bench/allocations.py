@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from predicted_vs_measured import VARIANTS, WORKS, change_of
 
+from memopt.measure import GPU
 from memopt.measure.allocator import MIN_BLOCK_BYTES
 from memopt.measure.memory import CUDA_WARMUP, clean
 from memopt.measure.predict import predict
@@ -40,7 +42,8 @@ def rounded(size_bytes: int) -> int:
 def predicted(model: str, variant: str) -> list[Request]:
     """In order, without a GPU."""
     work = WORKS[model]
-    trace = predict(work.make_model, work.inputs(), amp=work.amp, apply=change_of(variant)).trace
+    target = replace(GPU, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    trace = predict(work.make_model, work.inputs(), target, amp=work.amp, apply=change_of(variant)).trace
     served = [event for event in trace.events if event.size_bytes and not event.is_bound]
     return [(rounded(event.size_bytes), str(trace.origins[event.number])) for event in served]
 

@@ -4,13 +4,14 @@
     PYTHONPATH=. python tests/bench/measure_workspaces.py              # on a GPU: measure what was not, some minutes
 
 The table is `memopt/measure/workspaces.csv`: every convolution of the models that predictions are compared for, and
-those that fused kernels leave to cuDNN in the models that are shipped, with usual batch sizes. A row that was not
-measured has no `workspace_bytes`. `--again` measures the others, too; `--out` writes the measured table elsewhere.
+those that fused kernels leave to cuDNN in the models that are shipped, with usual batch sizes. A convolution has a row
+for each GPU that it was measured on, and one without `workspace_bytes` where it was on none. `--again` measures what
+was measured on this GPU before; `--out` writes the table elsewhere.
 """
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def usual() -> Iterator[tuple[str, Work]]:
 def collect() -> list[dict[str, str]]:
     """Rows of the table as it is, and one for each further convolution of the models."""
     rows = read()
-    known = {tuple(row[field.name] for field in fields(ConvolutionCall)) for row in rows}
+    known = {call_of(row) for row in rows}
     predicted = [(name, work, variant) for name, work in WORKS.items() for variant in VARIANTS]
     for name, work, variant in (*predicted, *((name, work, "fast layer") for name, work in usual())):
         inputs = tuple(x.to("meta") for x in work.inputs())
@@ -74,7 +75,25 @@ def collect() -> list[dict[str, str]]:
         known |= {tuple(row.values()) for row in new}
         rows += [row | dict.fromkeys(OWN, "") for row in new]
         print(f"{name}, {variant}: {len(new)} new, {len(rows)} in all", flush=True)
-    return sorted(rows, key=lambda row: [row[name] for name in FIELDS[:5]])
+    return ordered(rows)
+
+
+def call_of(row: dict[str, str]) -> tuple[str, ...]:
+    """What was measured, without the outcome."""
+    return tuple(row[field.name] for field in fields(ConvolutionCall))
+
+
+def ordered(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows as the table has them."""
+    return sorted(rows, key=lambda row: (*call_of(row), row["gpu"]))
+
+
+def measured_here(rows: list[dict[str, str]], gpu: str, again: bool) -> list[dict[str, str]]:
+    """Rows to be measured on a GPU: those it has, where that is to be done again, and new ones for what it lacks."""
+    own = [row for row in rows if row["gpu"] == gpu]
+    known = {call_of(row) for row in own}
+    new = {call_of(row): row | dict.fromkeys(OWN, "") for row in rows if call_of(row) not in known}
+    return [*(own if again else ()), *new.values()]
 
 
 def workspace_bytes(row: dict[str, str]) -> int:
@@ -142,13 +161,15 @@ def main() -> None:
         "torch": torch.__version__,
         "cudnn": str(torch.backends.cudnn.version()),
     }
-    todo = [row for row in rows if options.again or not row["workspace_bytes"]]
+    todo = measured_here(rows, here["gpu"], options.again)
     for number, row in enumerate(todo):
         row |= here | {"workspace_bytes": str(workspace_bytes(row))}
         if number % 100 == 0:
             print(f"{number} of {len(todo)}", flush=True)
             torch.cuda.empty_cache()
-    write(rows, options.out)
+    others = [row for row in rows if row["gpu"] not in ("", here["gpu"])]
+    kept = [row for row in rows if row["gpu"] == here["gpu"] and not options.again]
+    write(ordered([*others, *kept, *todo]), options.out)
     taken = [int(row["workspace_bytes"]) for row in todo]
     largest = max(taken, default=0) / 2**20
     print(f"{len(todo)} measured, {sum(size > 0 for size in taken)} take something, {largest:,.1f} MiB at most")

@@ -13,7 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ def measured_rows(pairs: Iterable[tuple[str, str]], processes: int, deadline: fl
 def with_prediction(row: dict[str, Any]) -> dict[str, Any]:
     """The row with what is predicted for it."""
     work = WORKS[row["model"]]
-    prediction = predict(work.make_model, work.inputs(), GPU, amp=work.amp, apply=change_of(row["variant"]))
+    target = replace(GPU, gpu=row["gpu"])
+    prediction = predict(work.make_model, work.inputs(), target, amp=work.amp, apply=change_of(row["variant"]))
     return row | {
         **{f"predicted_{name}": getattr(prediction.figures, name) for name in FIGURES},
         "largest_peak_allocated_bytes": prediction.largest.peak_allocated_bytes,

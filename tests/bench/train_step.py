@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import memopt
 from densenet_models import bc
+from memopt.measure import GPU
 from memopt.measure.memory import CudaLedger, clean, is_out_of_memory, leave, observe_step
 from memopt.measure.predict import predict_step
 from memopt.measure.step import TrainingStep, on_device, seeded
@@ -276,7 +277,8 @@ def predicted(row: dict[str, Any]) -> int | None:
         model: nn.Module = laid_out(work.make(), channels_last)
         return model
 
-    return predict_step(make, inputs, amp=work.amp, apply=VARIANTS[name]).activation_peak_bytes
+    target = replace(GPU, gpu=row["gpu"])
+    return predict_step(make, inputs, target, amp=work.amp, apply=VARIANTS[name]).activation_peak_bytes
 
 
 def _replayed(make_model: Callable[[], nn.Module], inputs: tuple[torch.Tensor, ...], amp: torch.dtype | None) -> float:

@@ -7,6 +7,7 @@ from torch import nn
 
 from memopt.measure import workspaces
 from memopt.measure.predict import predict
+from memopt.measure.target import Target
 from memopt.measure.trace import BACKWARD_BEGINS
 from memopt.measure.workspaces import ConvolutionCall, as_row, convolution_calls, estimated, measured
 
@@ -22,10 +23,11 @@ def make() -> nn.Module:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def table(size_bytes: str) -> None:
-        row = as_row(FORWARD) | {"workspace_bytes": size_bytes}
+    def table(size_bytes: str, **elsewhere_bytes: str) -> None:
+        sizes = {"": size_bytes, **elsewhere_bytes}
+        rows = [as_row(FORWARD) | {"workspace_bytes": size, "gpu": gpu} for gpu, size in sizes.items()]
         path = tmp_path / "table.csv"
-        path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+        path.write_text("".join(f"{','.join(line)}\n" for line in (rows[0], *(row.values() for row in rows))))
         monkeypatch.setattr(workspaces, "TABLE", path)
         forget()
 
@@ -114,6 +116,17 @@ def test_only_a_call_of_the_same_kind_says_anything(table) -> None:
     for other in ({"weight": "16x3x1x1"}, {"dtype": "bfloat16"}, {"layout": "channels_last"}, {"stride": "2x2"}):
         assert estimated(replace(FORWARD, **other)) is None
     assert estimated(replace(FORWARD, operation="data gradient")) is None
+
+
+def test_each_gpu_has_its_own_and_an_unknown_one_the_most(table) -> None:
+    table("", one="100", other="300", third="")
+    assert [measured(gpu)[FORWARD] for gpu in ("one", "other", "third", None)] == [100, 300, 300, 300]
+    larger = replace(FORWARD, input="16x3x64x64")
+    assert [estimated(larger, gpu) for gpu in ("one", "other", None)] == pytest.approx([200, 600, 600], abs=5)
+    table("", one=str(100 * 2**20), other=str(300 * 2**20))
+    for gpu, size_mib in (("one", 100), ("other", 300)):
+        peak_bytes = predict(make, X, Target(gpu=gpu)).figures.peak_allocated_bytes
+        assert peak_bytes == pytest.approx(INPUT_BYTES + RESULT_BYTES + size_mib * 2**20, rel=0.01)
 
 
 def test_of_several_calls_the_most_alike_says_it() -> None:
