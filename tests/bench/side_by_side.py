@@ -7,7 +7,7 @@
 
 "steps", "depths" and "rivals" are all tables of `train_step.py`: those of several variants and those of several depths
 without torch.compile, in one process, and what compiles, in a process for each variant (predictions are filled in
-afterwards, see there). "budgets" are those of `budget.py` on fused kernels,
+afterwards, see there), of all tables or those of `--tables`. "budgets" are those of `budget.py` on fused kernels,
 whose plans it can be given. The rows of all are appended to one CSV file, in the order of the jobs; what they print
 goes to one log beside it. The run stops by itself after `--seconds` and keeps the rows that there are.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from train_step import COMPILED, DEPTH_TABLES, TABLES, TRIED_OUT
@@ -29,14 +29,14 @@ Job = tuple[str, ...]
 """A script of this folder and its arguments."""
 
 
-def steps() -> Iterator[Job]:
+def steps(tables: Collection[str] = TABLES) -> Iterator[Job]:
     """Tables of several variants, but for those that take a process of their own."""
-    yield _in_one_process([name for name in TABLES if name not in DEPTH_TABLES])
+    yield _in_one_process([name for name in tables if name not in DEPTH_TABLES])
 
 
-def depths() -> Iterator[Job]:
+def depths(tables: Collection[str] = TABLES) -> Iterator[Job]:
     """Tables of several depths."""
-    yield _in_one_process(DEPTH_TABLES)
+    yield _in_one_process([name for name in DEPTH_TABLES if name in tables])
 
 
 def _in_one_process(tables: Sequence[str]) -> Job:
@@ -44,17 +44,18 @@ def _in_one_process(tables: Sequence[str]) -> Job:
     return "train_step.py", *tables, "--no-prediction", "--variants", *plain
 
 
-def rivals() -> Iterator[Job]:
+def rivals(tables: Collection[str] = TABLES) -> Iterator[Job]:
     """What the others leave out."""
-    for name, work in TABLES.items():
-        for variant in (v for v in work.variants if v in OWN_PROCESS):
+    for name in tables:
+        for variant in (v for v in TABLES[name].variants if v in OWN_PROCESS):
             yield "train_step.py", name, "--no-prediction", "--variants", variant
 
 
-def budgets() -> Iterator[Job]:
+def budgets(tables: Collection[str] = TABLES) -> Iterator[Job]:
     """Each model's, on fused kernels."""
     for table in ("bc100-64", "densenet121-64"):
-        yield "budget.py", "--tables", table, "--numerics", "fast"
+        if table in tables:
+            yield "budget.py", "--tables", table, "--numerics", "fast"
 
 
 JOBS = {"steps": steps, "depths": depths, "rivals": rivals, "budgets": budgets}
@@ -113,11 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=JOBS)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these")
     parser.add_argument("--plans", type=Path, help="of budgets, made before")
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
     given = () if options.plans is None else ("--plans", str(options.plans))
-    jobs = [(*job, *given) for job in JOBS[options.which]()]
+    jobs = [(*job, *given) for job in JOBS[options.which](options.tables)]
     log = options.out.with_suffix(".log")
     statuses = run(jobs, options.out, log, options.seconds)
     for job, status in zip(jobs, statuses, strict=True):

@@ -35,6 +35,15 @@ def test_every_variant_of_every_table_is_measured_once() -> None:
     assert sorted(seen) == sorted((t, v) for t, work in side_by_side.TABLES.items() for v in work.variants)
 
 
+def test_tables_can_be_chosen() -> None:
+    side_by_side = load("side_by_side")
+    only = ["bc100-64"]
+    for kind in ("steps", "rivals", "budgets"):
+        jobs = list(side_by_side.JOBS[kind](only))
+        assert jobs
+        assert {word for job in jobs for word in job if word in side_by_side.TABLES} == {*only}
+
+
 def test_rows_of_all_are_joined_and_a_slow_one_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     side_by_side = load("side_by_side")
     (tmp_path / "job.py").write_text(SCRIPT)
