@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from line import HELP, Line
 from memopt_cli.job import make_job
 from memopt_cli.limits import trains
 from memopt_cli.main import main as memopt_command
@@ -25,9 +26,10 @@ from rows_table import Row, load
 
 TARGET = "densenet_models.bc:DenseNet"
 CHECKPOINTED = f"checkpointed={Path(__file__).with_name('rivals.py')}:checkpointed"
+OPTIONS = ("--also", CHECKPOINTED)
 FIELDS = (
     "target", "input", "memory_bytes", "largest", "variant", "size", "peak_allocated_bytes", "peak_reserved_bytes",
-    "trained", "gpu", "torch", "commit", "date",
+    "largest_peak_allocated_bytes", "trained", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 
 
@@ -38,13 +40,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only-train", action="store_true", help="what was predicted before")
     parser.add_argument("--seconds", type=float, default=300.0, help="no model is trained after them")
+    parser.add_argument("--lock", type=Path, help=HELP)
     options = parser.parse_args()
     if options.only_train:
-        fill_in(options.out, time.monotonic() + options.seconds)
+        fill_in(options.out, time.monotonic() + options.seconds, Line(options.lock))
         return
     with tempfile.TemporaryDirectory() as folder:
         answers = Path(folder) / "answers.json"
-        command = ["limits", TARGET, "--memory", options.memory, "--also", CHECKPOINTED, "--json", str(answers)]
+        command = ["limits", TARGET, "--memory", options.memory, *OPTIONS, "--json", str(answers)]
         if memopt_command(command) != 0:
             raise SystemExit(f"memopt {' '.join(command)} failed")
         document = json.loads(answers.read_text())
@@ -57,14 +60,15 @@ def main() -> None:
     append_rows(options.out, FIELDS, (origin | answer for answer in document["limits"]), lambda row: row["variant"])
 
 
-def fill_in(path: Path, deadline: float) -> None:
-    """Train what the rows of a file say, and put into each whether it does."""
+def fill_in(path: Path, deadline: float, line: Line | None = None) -> None:
+    """Train what the rows of a file say, while nobody measures, and put into each whether it does."""
     rows = load(path)
     for row in sorted(rows, key=lambda row: (row["largest"] == "depth", int(row["size"]))):
         if time.monotonic() > deadline:
             print("stopped: out of time")
             break
-        row |= {"trained": str(trained(row)), **provenance()}
+        with (line or Line()).compiling():
+            row |= {"trained": str(trained(row)), **provenance()}
         print(row, flush=True)
         write_rows(path, FIELDS, rows)
 

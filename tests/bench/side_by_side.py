@@ -3,6 +3,7 @@
     PYTHONPATH=. python tests/bench/side_by_side.py steps --out tests/bench/results/train_step.csv
     PYTHONPATH=. python tests/bench/side_by_side.py depths --out tests/bench/results/train_step.csv
     PYTHONPATH=. python tests/bench/side_by_side.py rivals --out tests/bench/results/train_step.csv
+    PYTHONPATH=. python tests/bench/side_by_side.py steps rivals --tables bc100-64 --out FILE
     PYTHONPATH=. python tests/bench/side_by_side.py budgets --plans plans.json --out tests/bench/results/budget.csv
 
 "steps", "depths" and "rivals" are all tables of `train_step.py`: those of several variants and those of several depths
@@ -21,6 +22,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from line import HELP
 from train_step import COMPILED, DEPTH_TABLES, TABLES, TRIED_OUT
 
 HERE = Path(__file__).parent
@@ -61,7 +63,7 @@ def budgets(tables: Collection[str] = TABLES) -> Iterator[Job]:
 JOBS = {"steps": steps, "depths": depths, "rivals": rivals, "budgets": budgets}
 
 
-def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float) -> list[int | None]:
+def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float, lock: Path | None = None) -> list[int | None]:
     """Run the jobs at once and join their rows; exit statuses, None where one ran out of time.
 
     Args:
@@ -69,16 +71,25 @@ def run(jobs: Sequence[Job], out: Path, log: Path, seconds: float) -> list[int |
         out: CSV file that the rows are appended to.
         log: what they print.
         seconds: all of them are stopped then.
+        lock: the file by which they stand in line; shared with others, or one of their own.
     """
     deadline = time.monotonic() + seconds
     threads = max((os.cpu_count() or 1) // len(jobs), 2)  # each would start as many as there are cores
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder, log.open("a") as file:
+        lock = lock or Path(folder) / "lock"
         parts = [Path(folder) / f"{number}.csv" for number in range(len(jobs))]
         running = []
         for (script, *arguments), part in zip(jobs, parts, strict=True):
             # In time for the job to stop by itself before it is stopped.
-            ends = ("--out", str(part), "--lock", f"{folder}/lock", "--seconds", f"{0.9 * seconds:.0f}")
+            ends = (
+                "--out",
+                str(part),
+                "--lock",
+                str(lock),
+                "--seconds",
+                f"{0.9 * seconds:.0f}",
+            )
             command = [sys.executable, str(HERE / script), *arguments, *ends]
             running.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
         try:
@@ -112,16 +123,17 @@ def _join(parts: Sequence[Path], out: Path) -> None:
 def main() -> None:
     """Run them and say which did not end well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=JOBS)
+    parser.add_argument("which", nargs="+", choices=JOBS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these")
     parser.add_argument("--plans", type=Path, help="of budgets, made before")
+    parser.add_argument("--lock", type=Path, help=HELP)
     parser.add_argument("--seconds", type=float, default=520.0)
     options = parser.parse_args()
     given = () if options.plans is None else ("--plans", str(options.plans))
-    jobs = [(*job, *given) for job in JOBS[options.which](options.tables)]
+    jobs = [(*job, *given) for which in options.which for job in JOBS[which](options.tables)]
     log = options.out.with_suffix(".log")
-    statuses = run(jobs, options.out, log, options.seconds)
+    statuses = run(jobs, options.out, log, options.seconds, options.lock)
     for job, status in zip(jobs, statuses, strict=True):
         if status != 0:
             print(f"{' '.join(job)}: {'out of time' if status is None else f'exit status {status}'}, see {log}")

@@ -1,5 +1,6 @@
 """What was predicted elsewhere is trained on a GPU, the small ones first; a stand-in trains here."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,30 @@ def test_nothing_is_begun_after_the_deadline(rows: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(limits_within, "trains", lambda *_: pytest.fail("out of time"))
     limits_within.fill_in(rows, time.monotonic() - 1)
     assert rows.read_text() == before
+
+
+SMALL = """
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self, depth=2):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+def test_each_answer_of_the_command_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_within, out = load("limits_within"), tmp_path / "limits.csv"
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.setattr(limits_within, "TARGET", f"{tmp_path}/small.py:Small")
+    monkeypatch.setattr(limits_within, "OPTIONS", ("--input", "64x1024"))
+    monkeypatch.setattr(sys, "argv", ["limits_within.py", "--memory", "160MiB", "--out", str(out)])
+    limits_within.main()
+    found = load("rows_table").load(out)
+    assert [row["largest"] for row in found] == ["batch size"] * 3 + ["depth"] * 3
+    assert all(int(row["size"]) > 2 and int(row["peak_reserved_bytes"]) <= 160 * 2**20 for row in found)
