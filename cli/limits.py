@@ -24,6 +24,8 @@ from .variants import NAIVE, Variant, kernels_of, levels, measured, other_varian
 DEPTH = "depth"
 # A deep model takes long to predict: the depth found is at most this share too small.
 DEPTH_TOLERANCE = 0.02
+# What is predicted to fit and does not train on the GPU here is made smaller by this share at first.
+STEP_DOWN = 0.02
 # Depths that a factory takes lie at most this far apart (6n + 4 for DenseNet-BC).
 DEPTHS_TRIED = 64
 
@@ -37,12 +39,14 @@ class Limit:
         figures: predicted for it.
         largest_bytes: peak allocated, if estimated workspaces take as much as they may; None where none is estimated.
         trained: whether it trained within the memory on the GPU here; None without one.
+        predicted_size: what is predicted to fit; larger than `size` where that much ran out of memory on the GPU here.
     """
 
-    size: int | None
-    figures: StepFigures | None
-    largest_bytes: int | None
-    trained: bool | None
+    size: int | None = None
+    figures: StepFigures | None = None
+    largest_bytes: int | None = None
+    trained: bool | None = None
+    predicted_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +140,29 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
         assert reserved is not None
         return allocated if reserved <= memory_bytes else reserved
 
-    number = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
+    predicted = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
+    if predicted is None:
+        return Limit()
+    number: int | None = predicted
+    if device.type == "cuda":
+        steps = down_from(predicted)
+        number = next((n for n in steps if trains(question.job(n), variant, memory_bytes, device)), None)
     if number is None:
-        return Limit(None, None, None, None)
-    trained = trains(question.job(number), variant, memory_bytes, device) if device.type == "cuda" else None
-    return Limit(question.size(number), *predictions[number], trained)
+        return Limit(trained=False, predicted_size=question.size(predicted))
+    if number not in predictions:
+        cost(number)
+    trained = True if device.type == "cuda" else None
+    return Limit(question.size(number), *predictions[number], trained, question.size(predicted))
+
+
+def down_from(number: int) -> Iterator[int]:
+    """A number and smaller ones, in steps that double: training tells late that it runs out of memory."""
+    step = STEP_DOWN * number
+    yield number
+    while number > 1:
+        number = max(min(round(number - step), number - 1), 1)
+        yield number
+        step *= 2
 
 
 def trains(job: Job, variant: Variant, memory_bytes: int, device: torch.device) -> bool:
@@ -164,6 +186,7 @@ def _print(
     verified = job.device.type == "cuda"
     answers: list[dict[str, Any]] = []
     beyond: list[str] = []
+    smaller: list[str] = []
 
     def notes() -> Iterator[str]:
         """Below the rows, when those are known."""
@@ -174,6 +197,8 @@ def _print(
         )
         if any(answer["size"] is None for answer in answers):
             yield "none: the smallest takes more already; the workspaces of cuBLAS alone are some 64 MiB."
+        if smaller:
+            yield f"Predicted to fit, but out of memory on the GPU here: {', '.join(smaller)}."
         if beyond:
             yield (
                 "Workspaces of convolutions that were never measured on a GPU are estimated. If they take as much as "
@@ -188,6 +213,8 @@ def _print(
             if limit.largest_bytes is not None and limit.largest_bytes > memory_bytes:
                 largest = whole_mebibytes(limit.largest_bytes)
                 beyond.append(f"{largest} (largest {question.name}, {variant.label})")
+            if limit.predicted_size != limit.size:
+                smaller.append(f"{limit.predicted_size:,} (largest {question.name}, {variant.label})")
             row = _row(question.name, variant.label, limit)
             yield row if verified else row[:-1]
 
@@ -220,6 +247,7 @@ def _answer(name: str, label: str, limit: Limit) -> dict[str, Any]:
         "peak_reserved_bytes": figures.peak_reserved_bytes,
         "largest_peak_allocated_bytes": limit.largest_bytes,
         "trained": limit.trained,
+        "predicted_size": limit.predicted_size,
     }
 
 

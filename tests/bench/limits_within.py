@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python tests/bench/limits_within.py --out tests/bench/results/limits.csv
 
-What `memopt limits` answers: predicted, and on a GPU trained within that memory. Deep models take minutes to predict.
-They can be predicted elsewhere, and only trained on the GPU, the small ones first, for so many seconds:
+What `memopt limits` answers: predicted, and on a GPU trained within that memory, a smaller one where that runs out of
+it. Deep models take minutes to predict. They can be predicted elsewhere, and only trained on the GPU, the small ones
+first, for so many seconds; a row that was made smaller has no peaks then:
 
     PYTHONPATH=. python tests/bench/limits_within.py --out tests/bench/results/limits.csv --only-train --seconds 300
 """
@@ -12,11 +13,12 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from line import HELP, Line
 from memopt_cli.job import make_job
-from memopt_cli.limits import trains
+from memopt_cli.limits import down_from, trains
 from memopt_cli.main import main as memopt_command
 from memopt_cli.options import parse
 from memopt_cli.variants import NAIVE, levels, other_variants, with_batch
@@ -26,10 +28,11 @@ from rows_table import Row, load
 
 TARGET = "densenet_models.bc:DenseNet"
 CHECKPOINTED = f"checkpointed={Path(__file__).with_name('rivals.py')}:checkpointed"
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "largest_peak_allocated_bytes")
 OPTIONS = ("--also", CHECKPOINTED)
 FIELDS = (
-    "target", "input", "memory_bytes", "largest", "variant", "size", "peak_allocated_bytes", "peak_reserved_bytes",
-    "largest_peak_allocated_bytes", "trained", "gpu", "torch", "commit", "date",
+    "target", "input", "memory_bytes", "largest", "variant", "size", "predicted_size", "peak_allocated_bytes",
+    "peak_reserved_bytes", "largest_peak_allocated_bytes", "trained", "gpu", "torch", "commit", "date",
 )  # fmt: skip
 
 
@@ -61,28 +64,38 @@ def main() -> None:
 
 
 def fill_in(path: Path, deadline: float, line: Line | None = None) -> None:
-    """Train what the rows of a file say, while nobody measures, and put into each whether it does."""
+    """Train what the rows of a file say, while nobody measures, and put into each what did."""
     rows = load(path)
     for row in sorted(rows, key=lambda row: (row["largest"] == "depth", int(row["size"]))):
         if time.monotonic() > deadline:
             print("stopped: out of time")
             break
         with (line or Line()).compiling():
-            row |= {"trained": str(trained(row)), **provenance()}
+            size = next((size for size in sizes(row) if trained(row, size)), None)
+        if size != int(row["size"]):
+            row |= dict.fromkeys(PEAKS, "")
+        row |= {"size": "" if size is None else str(size), "trained": str(size is not None), **provenance()}
         print(row, flush=True)
         write_rows(path, FIELDS, rows)
 
 
-def trained(row: Row) -> bool:
+def sizes(row: Row) -> Iterator[int]:
+    """What is predicted for a row, and what is tried where that does not train."""
+    found = down_from(int(row["predicted_size"]))
+    by_depth = row["largest"] == "depth"
+    yield from dict.fromkeys(max(size - (size - 4) % 6, 10) if by_depth else size for size in found)  # depths: 6n + 4
+
+
+def trained(row: Row, size: int) -> bool:
     """Whether the model and batch of a row train on the GPU while torch may take no more of it than the memory."""
     by_depth = row["largest"] == "depth"
-    argument = ("--arg", f"depth={row['size']}") if by_depth else ()
+    argument = ("--arg", f"depth={size}") if by_depth else ()
     job = make_job(
         parse(["limits", row["target"], "--memory", row["memory_bytes"], "--input", row["input"], *argument])
     )
     variants = (NAIVE, *other_variants([CHECKPOINTED]), *levels(job.config))
     (variant,) = (each for each in variants if each.label == row["variant"])
-    job = job if by_depth else with_batch(job, int(row["size"]))
+    job = job if by_depth else with_batch(job, size)
     return trains(job, variant, int(row["memory_bytes"]), job.device)
 
 

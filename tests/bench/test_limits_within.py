@@ -12,30 +12,37 @@ from tests.bench.scripts import load
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    fields = "target,input,memory_bytes,largest,variant,size,peak_allocated_bytes,peak_reserved_bytes,trained,gpu"
+    fields = "target,input,memory_bytes,largest,variant,size,predicted_size,peak_reserved_bytes,trained,gpu"
     path = tmp_path / "limits.csv"
     path.write_text(
         f"{fields},torch,commit,date\n"
-        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,depth,memopt layer,16,1,1,,none,2,c,d\n"
-        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,batch size,checkpointed,24,1,1,,none,2,c,d\n"
+        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,depth,memopt layer,100,100,1,,none,2,c,d\n"
+        "densenet_models.bc:DenseNet,8x3x32x32,1073741824,batch size,checkpointed,24,24,1,,none,2,c,d\n"
     )
     return path
 
 
-def test_each_row_is_trained_with_its_size(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_row_is_trained_with_its_size_and_a_smaller_one_where_that_fails(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits_within = load("limits_within")
     seen: list[tuple[str, int, int, int]] = []
 
     def trains(job: Any, variant: Any, memory_bytes: int, device: Any) -> bool:
         norms = sum(name.endswith("norm1") for name, _ in job.make_model().named_modules())
         seen.append((variant.label, norms, job.inputs[0].shape[0], memory_bytes))
-        return len(seen) == 1
+        return len(seen) in (1, 4)
 
     monkeypatch.setattr(limits_within, "trains", trains)
     limits_within.fill_in(rows, time.monotonic() + 60)
-    assert seen == [("checkpointed", 48, 24, 2**30), ("memopt layer", 6, 8, 2**30)]
+    # Depths 100, 94 and 82.
+    assert seen == [("checkpointed", 48, 24, 2**30), *(("memopt layer", norms, 8, 2**30) for norms in (48, 45, 39))]
     found = load("rows_table").load(rows)
-    assert [(row["size"], row["trained"]) for row in found] == [("16", "False"), ("24", "True")]
+    facts = ("size", "predicted_size", "peak_reserved_bytes", "trained")
+    assert [tuple(row[fact] for fact in facts) for row in found] == [
+        ("82", "100", "", "True"),
+        ("24", "24", "1", "True"),
+    ]
     assert all(row["gpu"] != "none" for row in found)
 
 

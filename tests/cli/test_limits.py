@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,40 @@ def test_the_answers_as_json(tiny: str, capsys: pytest.CaptureFixture[str], tmp_
         assert one["trained"] is None
     assert main([*command, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == document
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """As on a machine with a GPU on which no more than 40 images train; what is tried there."""
+    tried: list[tuple[str, int]] = []
+
+    def trains(job: limits.Job, variant: limits.Variant, memory_bytes: int, device: torch.device) -> bool:
+        tried.append((variant.label, job.inputs[0].shape[0]))
+        return job.inputs[0].shape[0] <= 40
+
+    make_job = limits.make_job
+    monkeypatch.setattr(limits, "make_job", lambda options: replace(make_job(options), device=torch.device("cuda")))
+    monkeypatch.setattr(limits, "trains", trains)
+    return tried
+
+
+def test_what_does_not_train_on_the_gpu_is_made_smaller_until_it_does(
+    tiny: str, on_gpu: list[tuple[str, int]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["limits", f"{tiny}:Tiny", "--memory", "100MiB", "--recompute", "layer"]
+    assert main([*command, "--json", str(tmp_path / "limits.json")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for one in json.loads((tmp_path / "limits.json").read_text())["limits"]:
+        sizes = [size for label, size in on_gpu if label == one["variant"]]
+        assert sizes[0] == one["predicted_size"] > 40
+        assert sizes[1] == round(0.98 * sizes[0])
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[-1] == one["size"] <= 40 < sizes[-2]
+        assert one["trained"] is True
+        assert one["peak_reserved_bytes"] <= 100 * 2**20
+        assert (
+            f"{one['predicted_size']} (largest batch size, {one['variant']})" in text.partition("on the GPU here: ")[2]
+        )
 
 
 def test_it_says_whose_kernels_and_what_estimates_may_come_to(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
