@@ -1,8 +1,10 @@
 """Where the memory of a predicted step goes: bytes by category at every moment, and what is alive at the peak."""
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 from memopt.measure.allocator import CachingAllocator
@@ -34,7 +36,7 @@ class Holding:
 
     Attributes:
         category: one of `CATEGORIES`.
-        origin: operator and line that asked for it.
+        origin: operator that asked for it, and the line, or, where memopt's runtime did, for which of its regions.
         count: of requests.
         size_bytes: of all of them.
     """
@@ -89,7 +91,8 @@ def timeline(trace: Trace, step_from: int, expandable_segments: bool = False) ->
     phases = tuple(
         (name, at - step_from) for name, at in trace.marks if step_from <= at < step_to and name != STEP_ENDS
     )
-    holdings = _holdings(trace, step_from + peak_at, expandable_segments, categories)
+    origins = _origins(trace, step_from)
+    holdings = _holdings(trace, step_from + peak_at, expandable_segments, categories, origins)
     return Timeline(tuple(moments), phases, peak_at, holdings)
 
 
@@ -125,11 +128,33 @@ def _category(trace: Trace, number: int, outlives_forward: bool) -> str:
 
 
 def _is_arena(origin: Origin) -> bool:
-    by_runtime = origin.code is not None and origin.code.co_filename.startswith(_RUNTIME)
-    return by_runtime and origin.operator.startswith(_FACTORIES)
+    return _is_of_runtime(origin) and origin.operator.startswith(_FACTORIES)
 
 
-def _holdings(trace: Trace, last: int, expandable_segments: bool, categories: list[str]) -> tuple[Holding, ...]:
+def _is_of_runtime(origin: Origin) -> bool:
+    return origin.code is not None and origin.code.co_filename.startswith(_RUNTIME)
+
+
+def _origins(trace: Trace, step_from: int) -> list[str]:
+    """Where each request comes from, by number. A line of memopt's own tells a user nothing, so a region stands for it:
+    the first to end its forward or backward after the request."""
+    ordinals = {name: place for place, name in enumerate(dict.fromkeys(name for name, _, _ in trace.regions), 1)}
+    ends = sorted((at, name, phase) for name, phase, at in trace.regions)
+    origins = [str(origin) for origin in trace.origins]
+    for index, event in enumerate(trace.events):
+        origin = trace.origins[event.number]
+        if index < step_from or not event.size_bytes or not _is_of_runtime(origin):
+            continue
+        place = bisect_right(ends, index, key=itemgetter(0))
+        if place < len(ends):
+            _, name, phase = ends[place]
+            origins[event.number] = f"{origin.operator}  {phase} of memopt's region {ordinals[name]}"
+    return origins
+
+
+def _holdings(
+    trace: Trace, last: int, expandable_segments: bool, categories: list[str], origins: list[str]
+) -> tuple[Holding, ...]:
     sizes: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
     alive: dict[int, int] = {}
@@ -142,7 +167,7 @@ def _holdings(trace: Trace, last: int, expandable_segments: bool, categories: li
         if index == last:
             break
     for number, size_bytes in alive.items():
-        key = (categories[number], str(trace.origins[number]))
+        key = (categories[number], origins[number])
         sizes[key] += size_bytes
         counts[key] += 1
     return tuple(Holding(*key, counts[key], size_bytes) for key, size_bytes in sizes.most_common())

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import memopt
-from densenet_models.bc import DenseNet
+from densenet_models.bc import DenseNet, densenet264
 from memopt.measure import GPU, PredictionError, measure_step, predict_step
 from memopt.measure.predict import make_fake, predict
 from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS
@@ -42,6 +43,13 @@ def test_naive_densenet_bc_100_has_its_known_figures() -> None:
     assert figures.activation_peak_bytes / MIB == pytest.approx(2162.4, rel=0.005)
     assert figures.peak_reserved_bytes / MIB == pytest.approx(2446, rel=0.01)
     assert (figures.step_seconds, figures.out_of_memory) == (None, False)
+
+
+def test_densenet264_at_batch_256_is_predicted_within_twenty_seconds() -> None:
+    start = time.process_time()  # which does not count what others do meanwhile
+    figures = predict_step(densenet264, (torch.empty(256, 3, 224, 224, device="meta"),))
+    assert time.process_time() - start < 20
+    assert figures.activation_peak_bytes > 60 * 2**30
 
 
 def test_memopt_applied_to_the_fake_model_saves(images) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from memopt.measure.predict import Prediction, predict
 from memopt.measure.timeline import CATEGORIES, Timeline, categorised, thinned, timeline
 from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS, STEP_ENDS, Origin, SimulatedDevice
 
+RUNTIME = [path.stem for path in (Path(memopt.__file__).parent / "runtime").rglob("*.py")]
 X = (torch.empty(16, 3, 32, 32, device="meta"),)
 
 
@@ -58,6 +61,18 @@ def test_naive_memory_is_activations_and_memopts_is_arenas(predictions: dict[str
     batch_bytes = 16 * 3 * 32 * 32 * 4
     assert naive["activations"] > batch_bytes
     assert any("DenseLayer.forward" in holding.origin for holding in line_of(predictions["naive"]).holdings)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_memopts_requests_are_told_by_region_and_never_by_its_own_lines(numerics: str) -> None:
+    config = memopt.Config(numerics=numerics, recompute="concat")
+    prediction = predict(lambda: DenseNet(depth=16), X, apply=lambda model: memopt.apply(model, config=config))
+    line = line_of(prediction)
+    told = [holding.origin.split("  ")[1] for holding in line.holdings if "memopt's region" in holding.origin]
+    # The largest feature maps are those of the first dense block, so the peak lies in its backward.
+    assert {"forward of memopt's region 1", "backward of memopt's region 1"} <= set(told)
+    assert {one[-1] for one in told} <= {"1", "2", "3"}
+    assert not any(f"{name}.py:" in holding.origin for holding in line.holdings for name in RUNTIME)
 
 
 def test_what_outlives_forward_is_an_activation_and_what_does_not_is_scratch() -> None:
