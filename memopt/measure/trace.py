@@ -18,6 +18,7 @@ PARAMETERS, GRADIENTS, OPTIMIZER_STATE = "parameters", "gradients", "optimizer s
 """Tags of requests."""
 
 _NOT_NAMED = (*torch.__path__, str(Path(__file__).parent))
+_STEP, _PREDICT = (str(Path(__file__).with_name(name)) for name in ("step.py", "predict.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Origin:
 
     Attributes:
         operator: that made it: "aten.cat.default", or what a library keeps.
-        code: of the innermost function outside torch and this room; None where there is none (autograd's own).
+        code: of the innermost function outside torch and this room, within the step; None where there is none:
+            autograd's own, the optimizer's, the batch.
         line: in the file of `code`.
     """
 
@@ -43,11 +45,16 @@ class Origin:
 def origin_of(operator: object, depth: int = 1) -> Origin:
     """The origin of a request that an operator makes now; `depth` frames up is where to begin to look."""
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None:
+    while frame is not None and not _runs_the_step(frame.f_code):
         if not frame.f_code.co_filename.startswith(_NOT_NAMED):
             return Origin(str(operator), frame.f_code, frame.f_lineno)
         frame = frame.f_back
     return Origin(str(operator))
+
+
+def _runs_the_step(code: CodeType) -> bool:
+    """Whether what calls this code asks for nothing itself."""
+    return code.co_filename == _STEP or (code.co_filename, code.co_name) == (_PREDICT, "predict")
 
 
 @dataclass(frozen=True, slots=True)

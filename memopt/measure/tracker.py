@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memopt.measure.trace import Origin, origin_of
 
+MADE_BEFORE = Origin("made before the step")
+"""Of what was there when tracking began."""
+
 Trackable = torch.Tensor | nn.Module | Optimizer | Iterable[Any] | Mapping[Any, Any] | None
 
 
@@ -104,10 +107,10 @@ class StorageTracker(TorchDispatchMode):
         """
         for thing in things:
             if isinstance(thing, torch.Tensor):
-                self._count(thing, "made before")
+                self._count(thing, MADE_BEFORE)
                 # Reading `.grad` of a tensor inside a graph warns; only leaves have one.
                 if thing.is_leaf and thing.grad is not None:
-                    self._count(thing.grad, "made before")
+                    self._count(thing.grad, MADE_BEFORE)
             elif isinstance(thing, nn.Module):
                 self.track(*thing.parameters(), *thing.buffers())
             elif isinstance(thing, Optimizer):
@@ -177,7 +180,8 @@ class StorageTracker(TorchDispatchMode):
         self.current_bytes += live.counted_bytes
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
         if self.device is not None and size_bytes:
-            live.request = self.device.allocate(size_bytes, origin_of(operator))
+            origin = operator if isinstance(operator, Origin) else origin_of(operator)
+            live.request = self.device.allocate(size_bytes, origin)
 
     def _forget(self, live: ref[torch.UntypedStorage]) -> None:
         assert isinstance(live, _Live)

@@ -1,4 +1,10 @@
+from pathlib import Path
+
+import torch
+from torch import nn
+
 from memopt.measure.allocator import MIB, CachingAllocator
+from memopt.measure.predict import predict
 from memopt.measure.trace import Origin, SimulatedDevice, origin_of, replay, segments_after
 
 
@@ -40,3 +46,20 @@ def test_an_origin_names_the_innermost_function_outside_torch_and_this_room() ->
     origin = origin_of("aten.cat.default")
     assert str(origin).startswith("aten.cat.default  test_trace.py:")
     assert str(origin).endswith("test_an_origin_names_the_innermost_function_outside_torch_and_this_room")
+
+
+def test_what_no_line_of_the_model_asks_for_has_the_operator_alone_for_origin() -> None:
+    model = nn.Sequential(nn.Linear(1000, 1000), nn.ReLU())
+    origins = set(map(str, predict(lambda: model, (torch.empty(8, 1000, device="meta"),)).trace.origins))
+    assert "made before the step" in origins
+    assert not any(Path(__file__).name in origin for origin in origins), "nor a line of whoever predicts"
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_a_line_of_the_model_is_named() -> None:
+    prediction = predict(lambda: nn.Sequential(nn.Linear(8, 8), Twice()), (torch.empty(8, 8, device="meta"),))
+    assert any("Twice.forward" in str(origin) for origin in prediction.trace.origins)
