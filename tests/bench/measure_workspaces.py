@@ -33,6 +33,8 @@ SMALL_BATCHES = (1, 2, 3, 4, 8)
 """Of volumes."""
 SIDES = (192, 256, 320)
 """Of images beside the usual 224."""
+DEEP, LARGE = (1000, 1498, 2002, 2266, 2500, 3004, 3250), (512, 1024, 2090, 4521)
+"""Depths and batches towards the largest that train in 12 GiB."""
 
 
 def usual() -> Iterator[tuple[str, Work]]:
@@ -53,6 +55,10 @@ def usual() -> Iterator[tuple[str, Work]]:
             yield f"{make.__name__} bf16 channels-last {batch}", Work(make, shape, torch.bfloat16, channels_last=True)
         for length in (2048, 4096, 5000, 8192)[: 4 if batch <= 64 else 2]:
             yield f"signal {batch} {length}", Work(signal.DenseNet, (batch, 12, length))
+    for depth in DEEP:
+        yield f"BC-{depth} 64", Work(lambda depth=depth: bc.DenseNet(depth=depth), (64, 3, 32, 32))
+    for batch in LARGE:
+        yield f"BC-100 {batch}", Work(bc.DenseNet, (batch, 3, 32, 32))
     for batch in (16, 32, 64):
         for side in SIDES:
             shape = (batch, 3, side, side)
