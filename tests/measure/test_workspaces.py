@@ -129,6 +129,18 @@ def test_each_gpu_has_its_own_and_an_unknown_one_the_most(table) -> None:
         assert peak_bytes == pytest.approx(INPUT_BYTES + RESULT_BYTES + size_mib * 2**20, rel=0.01)
 
 
+def test_a_product_of_matrices_does_not_take_more_where_its_operands_are_larger() -> None:
+    forget()
+    call = ConvolutionCall(
+        "weight gradient", "float32", "channels_last", "64x1280x7x7", "640x1280x1x1", "1x1", "0x0", "1x1", "1"
+    )
+    larger = replace(call, input="64x6006x8x8", weight="3003x6006x1x1")
+    assert call.is_product
+    assert estimated(larger) == measured()[call] > 2**20
+    for other in ({"layout": "contiguous"}, {"weight": "640x1280x3x3"}, {"stride": "2x2"}):
+        assert not replace(call, **other).is_product
+
+
 def test_of_several_calls_the_most_alike_says_it() -> None:
     forget()
     calls = [call for call in measured() if call.weight.endswith("3x3") and measured()[call] > 0]
