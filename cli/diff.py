@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from memopt.ir import duration, mebibytes
-from memopt.report import FIGURE_NAMES, print_table
+from memopt.report import FIGURE_NAMES, SCHEMA, print_table
 
 from .errors import CommandError
 
@@ -35,7 +36,8 @@ def diff(options: argparse.Namespace) -> int:
     if options.fail_above is not None and not options.fail_above > 0:
         raise CommandError(f"--fail-above {options.fail_above:g} is no ratio. Give a number above 0, such as 1.05.")
     documents = [_read(path) for path in options.reports]
-    rows, worst = [], []
+    rows: list[list[str]] = []
+    after: list[tuple[str, list[float | None]]] = []
     for source, place in _PLACES.items():
         for when in ("before", "after"):
             for figure in FIGURE_NAMES:
@@ -44,10 +46,10 @@ def diff(options: argparse.Namespace) -> int:
                     ratios = [_ratio(values[0], value) for value in values[1:]]
                     rows.append(_row(f"{source} {when}", figure, values, ratios))
                     if when == "after":
-                        worst += [(ratio, f"{source} {FIGURE_NAMES[figure]}") for ratio in ratios if ratio is not None]
+                        after.append((f"{source} {FIGURE_NAMES[figure]}", values))
     rows += _states(documents)
-    failed = _failures(documents, worst, options.fail_above)
     names = [Path(path).name for path in options.reports]
+    failed = () if options.fail_above is None else tuple(_failures(documents, names, after, options.fail_above))
     ratios_of = ["ratio"] if len(names) == 2 else [f"ratio {number}" for number in range(2, len(names) + 1)]
     heads = ("", "figure", *names, *ratios_of)
     remarks = _differences(documents)
@@ -88,8 +90,12 @@ def _read(path: str) -> dict[str, Any]:
         raise CommandError(f"{path} cannot be read: {error.strerror}. Name a file of optimize --json.") from error
     except ValueError as error:  # no JSON, or no text at all
         raise CommandError(f"{path} is no JSON document. Name a file of optimize --json.") from error
-    if not isinstance(document, dict) or "after" not in document:
+    if not isinstance(document, dict) or not isinstance(document.get("after"), dict):
         raise CommandError(f"{path} is no report of memopt. Name a file of optimize --json.")
+    if document.get("schema", SCHEMA) != SCHEMA:
+        raise CommandError(
+            f"{path} has schema {document['schema']}, not {SCHEMA}. Make it anew with this memopt's optimize --json."
+        )
     return document
 
 
@@ -121,21 +127,37 @@ def _row(place: str, figure: str, values: list[float | None], ratios: list[float
 def _states(documents: list[dict[str, Any]]) -> list[list[str]]:
     """What is no figure, but may have changed."""
     blank = [""] * (len(documents) - 1)
-    chains = [f"{d.get('chains', {}).get('rewritten')} of {d.get('chains', {}).get('found')}" for d in documents]
-    equal = ["yes" if d.get("equivalence", {}).get("passed") else "no" for d in documents]
+    chains = [f"{_part(d, 'chains').get('rewritten')} of {_part(d, 'chains').get('found')}" for d in documents]
+    equal = ["yes" if _part(d, "equivalence").get("passed") else "no" for d in documents]
     return [["", "chains rewritten", *chains, *blank], ["", "equivalent", *equal, *blank]]
 
 
+def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _failures(
-    documents: list[dict[str, Any]], worst: list[tuple[float, str]], fail_above: float | None
-) -> tuple[str, ...]:
-    if fail_above is None:
-        return ()
-    failed = [f"{name} is {ratio:.3f} × the first report's." for ratio, name in worst if ratio > fail_above]
-    rewritten = [d.get("chains", {}).get("rewritten", 0) for d in documents]
-    failed += ["Fewer chains are rewritten."] if min(rewritten) < rewritten[0] else []
-    if any(not d.get("equivalence", {}).get("passed") for d in documents[1:]):
-        failed.append("A report says that the model is not equivalent.")
-    if any(d.get("after", {}).get("out_of_memory") for d in documents[1:]):
-        failed.append("A report's step ran out of memory.")
-    return tuple(f"Above {fail_above:g}: {text}" for text in failed)
+    documents: list[dict[str, Any]],
+    names: list[str],
+    after: list[tuple[str, list[float | None]]],
+    fail_above: float,
+) -> Iterator[str]:
+    """Where a report is worse than the first, or lacks what the first has: then nothing says that it is not worse."""
+    for number, (document, name) in enumerate(zip(documents, names, strict=True)):
+        if number == 0:
+            continue
+        for figure, values in after:
+            ratio = _ratio(values[0], values[number])
+            if ratio is not None and ratio > fail_above:
+                yield f"Above {fail_above:g}: {name}: {figure} is {ratio:.3f} × the first report's."
+            elif values[0] is not None and values[number] is None:
+                yield f"{name} has no {figure}, which the first report has."
+        rewritten, before = (_part(d, "chains").get("rewritten", 0) for d in (document, documents[0]))
+        if rewritten < before:
+            yield f"{name}: fewer chains are rewritten."
+        if not _part(document, "equivalence").get("passed"):
+            yield f"{name} says that the model is not equivalent."
+        predicted = _part(_part(document, "predicted"), "after")
+        if document["after"].get("out_of_memory") or predicted.get("out_of_memory"):
+            yield f"{name}: the step ran out of memory."

@@ -175,7 +175,7 @@ def _command(
         choices=get_args(Recompute),
         default="auto",
         help="layer: keep the features alone; concat: each layer's bottleneck output, too; keep: what eager keeps; "
-        "auto: layer, or what --budget has room for; default: %(default)s",
+        "auto: layer, or what a memory budget has room for; default: %(default)s",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

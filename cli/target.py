@@ -210,7 +210,8 @@ def _offer(namespace: ModuleType, name: str) -> str:
         and (isinstance(value, nn.Module) or (callable(value) and value.__module__ == namespace.__name__))
     ]
     likely = difflib.get_close_matches(name, own, n=NAMES_SHOWN, cutoff=0.4) or own[:NAMES_SHOWN]
-    return f"It has {', '.join(likely)}." if likely else "It defines no class, function or module."
+    more = " and others" if len(likely) < len(own) else ""
+    return f"It has {', '.join(likely)}{more}." if likely else "It defines no class, function or module."
 
 
 def _require_fitting(found: Callable[..., Any], name: str, arguments: dict[str, Any]) -> None:

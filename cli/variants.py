@@ -13,8 +13,9 @@ from memopt.measure import GPU, PredictionError, StepFigures, measure_step
 from memopt.measure.memory import leave
 from memopt.measure.predict import Prediction, predict
 from memopt.measure.steady import reserved_within
+from memopt.measure.step import ModelFunction
 
-from .errors import CommandError
+from .errors import CommandError, describe, kind_of
 from .job import Job
 from .target import load_function
 
@@ -51,13 +52,33 @@ def other_variants(texts: Sequence[str]) -> tuple[Variant, ...]:
     Raises:
         CommandError: one does not parse, or names no function.
     """
-    found = []
+    found: dict[str, Variant] = {}
     for text in texts:
         label, equals, place = text.partition("=")
         if not equals or not label:
             raise CommandError(f"--also {text!r} does not parse. Write LABEL=path/file.py:function.")
-        found.append(Variant(label, load_function(place)))
-    return tuple(found)
+        if label in found or label == NAIVE.label or label.startswith("memopt"):
+            raise CommandError(f"--also {text!r}: {label} is another variant's label already. Choose another label.")
+        try:
+            found[label] = Variant(label, _checked(load_function(place), label, place))
+        except CommandError as error:
+            raise CommandError(f"--also {label}: {error}") from error
+    return tuple(found.values())
+
+
+def _checked(function: Callable[[nn.Module], Any], label: str, place: str) -> ModelFunction:
+    """A function of the user's, whose mistakes are said to be its own."""
+
+    def apply(model: nn.Module) -> nn.Module:
+        try:
+            changed = function(model)
+        except Exception as error:
+            raise CommandError(f"--also {label}: {place} raised {describe(error)}.") from error
+        if not isinstance(changed, nn.Module):
+            raise CommandError(f"--also {label}: {place} returned {kind_of(changed)}. Let it return a model.")
+        return changed
+
+    return apply
 
 
 def with_batch(job: Job, batch: int) -> Job:
@@ -103,6 +124,8 @@ def _prediction(job: Job, variant: Variant) -> Prediction:
     try:
         return predict(job.make_model, job.inputs, amp=job.amp, apply=variant.apply, remove=variant.remove)
     except PredictionError as error:
+        if isinstance(error.__cause__, CommandError):
+            raise error.__cause__ from None
         raise CommandError(f"{variant.label}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Pictures: memory over a step, and memory over whatever a sweep varied. The only importer of matplotlib."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,12 +103,13 @@ def _draw_timeline(panel: Any, title: str, line: Timeline) -> None:
     alive = "\n".join(
         f"{mebibytes(holding.size_bytes):>13}  {_short(holding.origin)}" for holding in line.holdings[:HOLDINGS_SHOWN]
     )
-    panel.set_xlabel(f"alive at the peak, the largest:\n{alive}", fontsize=7, family="monospace", loc="left")
+    below = f"(in the order of requests, not by time)\nalive at the peak, the largest:\n{alive}"
+    panel.set_xlabel(below, fontsize=7, family="monospace", loc="left")
 
 
 def _short(origin: str) -> str:
     """Operator and line without torch's own additions; where they are too long for a panel, without their middle."""
-    origin = origin.removeprefix("aten.").replace(".default ", " ")
+    origin = re.sub(r"\baten\.(\w+)\.default\b", r"\1", origin)
     half = ORIGIN_CHARACTERS // 2
     return origin if len(origin) <= ORIGIN_CHARACTERS else f"{origin[:half]}…{origin[1 - half :]}"
 

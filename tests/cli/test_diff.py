@@ -83,15 +83,17 @@ def test_growth_above_the_ratio_fails(
     report: Write, capsys: pytest.CaptureFixture[str], peak_mib: float, status: int
 ) -> None:
     assert main(["diff", report("a.json"), report("b.json", peak_mib), "--fail-above", "1.05"]) == status
-    assert ("Above 1.05: measured activation peak is 1.051 ×" in capsys.readouterr().out) == (status == 1)
+    assert ("Above 1.05: b.json: measured activation peak is 1.051 ×" in capsys.readouterr().out) == (status == 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chains": {"found": 3, "rewritten": 2}}, "Fewer chains"),
-        ({"equivalence": {"passed": False}}, "not equivalent"),
-        ({"after": {"out_of_memory": True}}, "ran out of memory"),
+        ({"chains": {"found": 3, "rewritten": 2}}, "b.json: fewer chains are rewritten."),
+        ({"equivalence": {"passed": False}}, "b.json says that the model is not equivalent."),
+        ({"after": {}}, "b.json has no measured activation peak, which the first report has."),
+        ({"predicted": {"after": {"out_of_memory": True}}}, "b.json: the step ran out of memory."),
+        ({"after": {"out_of_memory": True}}, "b.json: the step ran out of memory."),
     ],
 )
 def test_what_is_no_figure_fails_too(
@@ -115,6 +117,8 @@ def test_a_third_report_is_compared_to_the_first(report: Write, capsys: pytest.C
         (b"\x89", "is no JSON"),
         (b"[]", "is no report"),
         (b"{}", "is no report"),
+        (b'{"after": null}', "is no report"),
+        (b'{"after": {}, "schema": 99}', "has schema 99"),
     ],
 )
 def test_what_is_no_report(
@@ -126,7 +130,7 @@ def test_what_is_no_report(
     assert main(["diff", report("a.json"), str(bad)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"memopt: {bad} {words}")
-    assert line.endswith(". Name a file of optimize --json.")
+    assert line.endswith("optimize --json.")
 
 
 def test_one_report_and_bad_ratios_are_refused(report: Write, capsys: pytest.CaptureFixture[str]) -> None:

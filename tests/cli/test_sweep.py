@@ -94,13 +94,27 @@ def test_a_function_of_the_users_is_one_more_variant(tiny: str, tmp_path: Path) 
         ),
         (["--batch-size", "2:4:2", "--measure"], "needs a CUDA device"),
         (["--batch-size", "2:4:2", "--also", "x"], "LABEL="),
+        (["--batch-size", "2:4:2", "--also", "naive=x.py:f"], "naive is another variant's label already"),
+        (["--batch-size", "2:4:2", "--also", "memopt=x.py:f"], "memopt is another variant's label already"),
+        (["--batch-size", "2:4:2", "--also", "a=x.py:f"], "--also a: There is no file x.py"),
+        (["--batch-size", "2:4:2", "--also", "a=rival.py:raises"], "rival.py:raises raised ValueError: no ("),
+        (["--batch-size", "2:4:2", "--also", "a=rival.py:none"], "rival.py:none returned None. Let it return a model."),
         (["--batch-size", "many", "--arg", "layers=1:3:1"], "neither a whole number"),
         (["--batch-size", "2:4:2", "--out", "/nowhere/x"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_swept(
-    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+    tiny: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
 ) -> None:
+    (tmp_path / "rival.py").write_text(
+        "def raises(model):\n    raise ValueError('no')\n\n\ndef none(model):\n    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
     defaults = [] if "--out" in options else ["--out", str(tmp_path / "none")]
     assert main(["sweep", f"{tiny}:Tiny", "--device", "cpu", *defaults, *options]) == 2
     assert words in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_everybody_tells_the_categories_apart(blindness: str | None) -> None:
 def test_origins_keep_operator_and_line() -> None:
     def shown(origin: str) -> str:
         at_peak = replace(line(1, 2), holdings=(Holding("scratch", origin, 1, 3 * MIB),))
-        return str(timeline_figure({"before": at_peak}).axes[0].get_xlabel().splitlines()[1])
+        return str(timeline_figure({"before": at_peak}).axes[0].get_xlabel().splitlines()[2])
 
     assert shown("aten.cat.default  bc.py:49 DenseLayer.forward") == "     3.00 MiB  cat  bc.py:49 DenseLayer.forward"
     long = shown(f"aten.cat.default  {'x' * 80}.py:49 forward")
