@@ -26,6 +26,8 @@ DEPTH = "depth"
 DEPTH_TOLERANCE = 0.02
 # What is predicted to fit and does not train on the GPU here is made smaller by this share at first.
 STEP_DOWN = 0.02
+# So many larger batches are tried, if the largest that has room by what is allocated is larger by this share.
+LOOKS, WORTH_LOOKING = 32, 0.1
 # Depths that a factory takes lie at most this far apart (6n + 4 for DenseNet-BC).
 DEPTHS_TRIED = 64
 
@@ -143,6 +145,10 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
     predicted = largest_fitting(cost, memory_bytes, question.start, question.tolerance)
     if predicted is None:
         return Limit()
+    if not question.tolerance:
+        allocated = {n: figures.peak_allocated_bytes or 0 for n, (figures, _) in predictions.items()}
+        beyond = _beyond(predicted, allocated, memory_bytes)
+        predicted = next((n for n in beyond if cost(n) <= memory_bytes), predicted)
     number: int | None = predicted
     if device.type == "cuda":
         steps = down_from(predicted)
@@ -153,6 +159,26 @@ def _limit(variant: Variant, question: _Question, memory_bytes: int, device: tor
         cost(number)
     trained = True if device.type == "cuda" else None
     return Limit(question.size(number), *predictions[number], trained, question.size(predicted))
+
+
+def _beyond(number: int, allocated: dict[int, int], memory_bytes: int) -> Iterator[int]:
+    """Larger numbers that might fit although the next does not, the largest first.
+
+    What is reserved does not grow evenly, for blocks of some sizes fill segments better than others. What is allocated
+    does, so there is nothing to look for where that would not fit.
+
+    Args:
+        number: fits.
+        allocated: bytes by number, as far as they are known.
+        memory_bytes: what there is.
+    """
+    first = min(allocated)
+    if first == number:
+        return
+    growth = (allocated[number] - allocated[first]) / (number - first)
+    most = number + int((memory_bytes - allocated[number]) / growth) if growth > 0 else number
+    if most > (1 + WORTH_LOOKING) * number:
+        yield from sorted({number + (most - number) * place // LOOKS for place in range(1, LOOKS + 1)}, reverse=True)
 
 
 def down_from(number: int) -> Iterator[int]:

@@ -9,13 +9,6 @@ except where it is small beside the block (up to 1 MiB of a large one): then it 
 allocated. Free blocks of one segment that touch become one; blocks of different segments never do. What no request
 fits into stays reserved, and only that makes reserved larger than allocated. Where the device is full, free segments
 are given back before one is taken (`release_cached_blocks`); a step runs out of memory where that does not suffice.
-
-Note: [Where segments lie]
-Of free blocks of one size the allocator takes the one with the lowest address, so what is reserved depends on where
-the device's driver puts segments. That is not written down anywhere; the addresses of fresh processes (CUDA 13.0 on an
-H200, printed by `tests/bench/allocations.py`) follow one rule. The driver reserves addresses in ranges of whole 32 MiB,
-each below those before it, and puts a segment at the lowest place that it fits in, at the beginning of a new range
-where there is none. Before the first segment there are some holes between what CUDA's own libraries hold.
 """
 
 from bisect import bisect_left, insort
@@ -23,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-MIB = 2**20
+from memopt.ir import MIB
+from memopt.measure.addresses import Addresses
 
 MIN_BLOCK_BYTES = 512
 """Requests are rounded up to multiples of this."""
@@ -41,12 +35,6 @@ OWN_SEGMENT_BYTES = 10 * MIB
 """Requests from here on get a segment of their own size, rounded up to multiples of `SEGMENT_ROUNDING_BYTES`."""
 
 SEGMENT_ROUNDING_BYTES = 2 * MIB
-
-ADDRESS_RANGE_BYTES = 32 * MIB
-"""Addresses are reserved in multiples of this."""
-
-HOLES_AT_FIRST = ((-350 * MIB, 32 * MIB), (-254 * MIB, 254 * MIB), (0, 2 * MIB), (74 * MIB, 24 * MIB))
-"""Address, from where a process's first segment lies, and size of what is free among what CUDA's libraries hold."""
 
 _Free = tuple[int, int, "Block"]
 
@@ -127,39 +115,6 @@ class _Pool:
         return self.free.pop(place)[2]
 
 
-class _Addresses:
-    """Where the driver puts segments. See Note: [Where segments lie]."""
-
-    def __init__(self) -> None:
-        self._holes = list(HOLES_AT_FIRST)  # by address
-        self._lowest = HOLES_AT_FIRST[0][0] // ADDRESS_RANGE_BYTES * ADDRESS_RANGE_BYTES
-
-    def take(self, size_bytes: int) -> int:
-        """The address of so many bytes, no longer free."""
-        for place, (address, hole_bytes) in enumerate(self._holes):
-            if hole_bytes >= size_bytes:
-                self._holes[place : place + 1] = _hole(address + size_bytes, hole_bytes - size_bytes)
-                return address
-        range_bytes = -(-size_bytes // ADDRESS_RANGE_BYTES) * ADDRESS_RANGE_BYTES
-        self._lowest -= range_bytes
-        self._holes[:0] = _hole(self._lowest + size_bytes, range_bytes - size_bytes)
-        return self._lowest
-
-    def give_back(self, address: int, size_bytes: int) -> None:
-        """Make them free."""
-        insort(self._holes, (address, size_bytes))
-        joined: list[tuple[int, int]] = []
-        for begin, hole_bytes in self._holes:
-            if joined and sum(joined[-1]) == begin:
-                begin, hole_bytes = joined[-1][0], joined.pop()[1] + hole_bytes
-            joined.append((begin, hole_bytes))
-        self._holes = joined
-
-
-def _hole(address: int, size_bytes: int) -> list[tuple[int, int]]:
-    return [(address, size_bytes)] if size_bytes else []
-
-
 @dataclass(frozen=True, slots=True)
 class BlockView:
     """A block as it was at one moment: its size, and its owner or None where it was free."""
@@ -216,7 +171,7 @@ class CachingAllocator:
         self._small, self._large = _Pool(is_small=True), _Pool(is_small=False)
         self._segments: dict[int, Segment] = {}
         self._taken = 0
-        self._addresses = _Addresses()
+        self._addresses = Addresses()
 
     def allocate(self, size_bytes: int, owner: Any = True) -> Block:
         """A block for a request of at least one byte.

@@ -13,8 +13,9 @@ from memopt_cli.job import make_job
 from memopt_cli.options import parse
 
 import memopt
+from memopt.ir import MIB
 from memopt.measure import GPU
-from memopt.measure.allocator import MIB, SegmentView
+from memopt.measure.allocator import SegmentView
 from memopt.measure.memory import leave
 from memopt.measure.predict import Prediction, predict
 from memopt.measure.trace import Trace, segments_after

@@ -120,6 +120,21 @@ def test_the_answers_as_json(tiny: str, capsys: pytest.CaptureFixture[str], tmp_
     assert json.loads(capsys.readouterr().out) == document
 
 
+def test_a_batch_that_fits_beyond_ones_that_do_not_is_found(
+    tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predicted(job: limits.Job, variant: limits.Variant, memory_bytes: int) -> tuple[StepFigures, int | None]:
+        batch = job.inputs[0].shape[0]
+        allocated_bytes = (20 + batch) * 2**20
+        reserved_bytes = allocated_bytes if batch <= 40 or batch == 60 else 2**30
+        return StepFigures(peak_allocated_bytes=allocated_bytes, peak_reserved_bytes=reserved_bytes), None
+
+    monkeypatch.setattr(limits, "predicted_within", predicted)
+    assert main(["limits", f"{tiny}:Tiny", "--memory", "100MiB"]) == 0
+    found = answers(capsys.readouterr().out)
+    assert {size for (name, _), size in found.items() if name == "batch size"} == {"60"}
+
+
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """As on a machine with a GPU on which no more than 40 images train; what is tried there."""

@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from memopt.measure.allocator import HOLES_AT_FIRST, MIB, CachingAllocator, SegmentView
+from memopt.ir import MIB
+from memopt.measure.allocator import CachingAllocator, SegmentView
 
 
 def sizes(segment: SegmentView) -> list[tuple[int, bool]]:
@@ -62,25 +63,6 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.allocate(30 * MIB).segment is small.segment
     assert allocator.allocate(41 * MIB).segment is large.segment
     assert allocator.reserved_bytes == 180 * MIB
-
-
-def placed(*sizes_mib: int) -> list[int]:
-    """Where segments of so many MiB, 10 or more, lie once nothing is left of the holes at first; from the first on."""
-    allocator = CachingAllocator()
-    for _, size_bytes in HOLES_AT_FIRST:
-        allocator.allocate(MIB if size_bytes == 2 * MIB else size_bytes)
-    addresses = [allocator.allocate(size * MIB).address for size in sizes_mib]
-    return [(address - addresses[0]) // MIB for address in addresses]
-
-
-def test_segments_lie_in_ranges_of_32_mib_each_below_the_ones_before() -> None:
-    assert placed(300, 26, 32, 40) == [0, -32, -64, -128]
-
-
-def test_a_segment_fills_the_lowest_hole_that_it_fits_in() -> None:
-    # The ranges end with holes of 20, 4 and 10 MiB.
-    assert placed(300, 60, 20, 22, 10, 12) == [0, -64, 300, -96, -74, -128]
-    assert placed(300, 22, 10) == [0, -32, -10]
 
 
 def test_of_equal_blocks_the_one_with_the_lowest_address_is_taken_which_is_the_newest() -> None:

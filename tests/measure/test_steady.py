@@ -1,4 +1,4 @@
-from memopt.measure.allocator import MIB
+from memopt.ir import MIB
 from memopt.measure.steady import repeated, served
 from memopt.measure.trace import BACKWARD_BEGINS, FORWARD_BEGINS, STEP_ENDS, Origin, SimulatedDevice
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from memopt.measure.allocator import MIB, CachingAllocator
+from memopt.ir import MIB
+from memopt.measure.allocator import CachingAllocator
 from memopt.measure.predict import predict
 from memopt.measure.trace import Origin, SimulatedDevice, origin_of, replay, segments_after
 
