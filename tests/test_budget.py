@@ -179,6 +179,20 @@ def test_a_model_that_fits_stays_as_it_is_where_memopt_needs_more() -> None:
     assert memopt.plan_memory(tiny(), torch.randn(4, 6, 8, 8), config=config).untouched
 
 
+def test_at_the_least_budget_nothing_is_computed_again_in_vain() -> None:
+    model, x = small(), batch(16)
+    with pytest.raises(memopt.BudgetError) as caught:
+        memopt.plan_memory(model, x, config=memopt.Config(numerics="fast", memory_budget="1MiB"))
+    least_bytes = caught.value.least_bytes
+    assert least_bytes is not None
+    tight, loose = (
+        memopt.plan_memory(model, x, config=memopt.Config(numerics="fast", memory_budget=least_bytes + more))
+        for more in (0, 2**18)
+    )
+    assert tight.peak_allocated_bytes == loose.peak_allocated_bytes
+    assert tight.seconds == loose.seconds
+
+
 def test_a_model_without_chains_is_refused_too_little_and_stays_within_the_least() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.randn(64, 3, 32, 32)
     with pytest.raises(memopt.BudgetError) as caught:

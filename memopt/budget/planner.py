@@ -130,10 +130,11 @@ class _Planner:
         return None
 
     def _least(self, stages: list[Stage], layer: Predicted, amount_bytes: int) -> tuple[dict[str, Level], Predicted]:
-        """The levels that need least: a few layers that keep something can need less than none."""
+        """The levels that need least, the quicker of two that need as much: a few layers that keep something can need
+        less than none."""
         levels = _choice(stages, amount_bytes)
         nothing: dict[str, Level] = dict.fromkeys(levels, "layer")
-        choices = [(nothing, layer)] if levels == nothing else [(nothing, layer), (levels, self._rewritten(levels))]
+        choices = [(nothing, layer)] if levels == nothing else [(levels, self._rewritten(levels)), (nothing, layer)]
         return min(choices, key=lambda choice: choice[1].peak_bytes)
 
     def _too_little(self, least_bytes: int, layer: Predicted) -> BudgetError:
