@@ -99,10 +99,16 @@ def _read(path: str) -> dict[str, Any]:
     return document
 
 
-def _figure(document: dict[str, Any], place: tuple[str, ...], figure: str) -> float | None:
+def _found(document: dict[str, Any], *keys: str) -> Any:
+    """What stands there; None where nothing does."""
     found: Any = document
-    for key in (*place, figure):
+    for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _figure(document: dict[str, Any], place: tuple[str, ...], figure: str) -> float | None:
+    found = _found(document, *place, figure)
     return found if isinstance(found, int | float) else None
 
 
@@ -127,14 +133,9 @@ def _row(place: str, figure: str, values: list[float | None], ratios: list[float
 def _states(documents: list[dict[str, Any]]) -> list[list[str]]:
     """What is no figure, but may have changed."""
     blank = [""] * (len(documents) - 1)
-    chains = [f"{_part(d, 'chains').get('rewritten')} of {_part(d, 'chains').get('found')}" for d in documents]
-    equal = ["yes" if _part(d, "equivalence").get("passed") else "no" for d in documents]
+    chains = [f"{_found(d, 'chains', 'rewritten')} of {_found(d, 'chains', 'found')}" for d in documents]
+    equal = ["yes" if _found(d, "equivalence", "passed") else "no" for d in documents]
     return [["", "chains rewritten", *chains, *blank], ["", "equivalent", *equal, *blank]]
-
-
-def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
-    found = document.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _failures(
@@ -144,20 +145,17 @@ def _failures(
     fail_above: float,
 ) -> Iterator[str]:
     """Where a report is worse than the first, or lacks what the first has: then nothing says that it is not worse."""
-    for number, (document, name) in enumerate(zip(documents, names, strict=True)):
-        if number == 0:
-            continue
+    for number, (document, name) in enumerate(zip(documents[1:], names[1:], strict=True), 1):
         for figure, values in after:
             ratio = _ratio(values[0], values[number])
             if ratio is not None and ratio > fail_above:
                 yield f"Above {fail_above:g}: {name}: {figure} is {ratio:.3f} × the first report's."
             elif values[0] is not None and values[number] is None:
                 yield f"{name} has no {figure}, which the first report has."
-        rewritten, before = (_part(d, "chains").get("rewritten", 0) for d in (document, documents[0]))
+        rewritten, before = (_found(d, "chains", "rewritten") or 0 for d in (document, documents[0]))
         if rewritten < before:
             yield f"{name}: fewer chains are rewritten."
-        if not _part(document, "equivalence").get("passed"):
+        if not _found(document, "equivalence", "passed"):
             yield f"{name} says that the model is not equivalent."
-        predicted = _part(_part(document, "predicted"), "after")
-        if document["after"].get("out_of_memory") or predicted.get("out_of_memory"):
+        if any(_found(document, *place, "after", "out_of_memory") for place in _PLACES.values()):
             yield f"{name}: the step ran out of memory."

@@ -221,7 +221,7 @@ def _print(
             "memory, if need be by giving free memory back first, which takes time. The CUDA context takes some "
             "hundred MiB of a card beside that."
         )
-        if any(answer["size"] is None for answer in answers):
+        if any(answer["predicted_size"] is None for answer in answers):
             yield "none: the smallest takes more already; the workspaces of cuBLAS alone are some 64 MiB."
         if smaller:
             yield f"Predicted to fit, but out of memory on the GPU here: {', '.join(smaller)}."

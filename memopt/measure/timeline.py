@@ -91,8 +91,7 @@ def timeline(trace: Trace, step_from: int, expandable_segments: bool = False) ->
     phases = tuple(
         (name, at - step_from) for name, at in trace.marks if step_from <= at < step_to and name != STEP_ENDS
     )
-    origins = _origins(trace, step_from)
-    holdings = _holdings(trace, step_from + peak_at, expandable_segments, categories, origins)
+    holdings = _holdings(trace, step_from, peak_at, expandable_segments, categories)
     return Timeline(tuple(moments), phases, peak_at, holdings)
 
 
@@ -135,42 +134,44 @@ def _is_of_runtime(origin: Origin) -> bool:
     return origin.code is not None and origin.code.co_filename.startswith(_RUNTIME)
 
 
-def _origins(trace: Trace, step_from: int) -> list[str]:
-    """Where each request comes from, by number. A line of memopt's own tells a user nothing, so a region stands for it:
-    the first to end its forward or backward after the request."""
-    ordinals = {name: place for place, name in enumerate(dict.fromkeys(name for name, _, _ in trace.regions), 1)}
-    ends = sorted((at, name, phase) for name, phase, at in trace.regions)
-    origins = [str(origin) for origin in trace.origins]
-    for index, event in enumerate(trace.events):
-        origin = trace.origins[event.number]
-        if index < step_from or not event.size_bytes or not _is_of_runtime(origin):
-            continue
-        place = bisect_right(ends, index, key=itemgetter(0))
-        if place < len(ends):
-            _, name, phase = ends[place]
-            origins[event.number] = f"{origin.operator}  {phase} of memopt's region {ordinals[name]}"
-    return origins
-
-
 def _holdings(
-    trace: Trace, last: int, expandable_segments: bool, categories: list[str], origins: list[str]
+    trace: Trace, step_from: int, peak_at: int, expandable_segments: bool, categories: list[str]
 ) -> tuple[Holding, ...]:
     sizes: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
-    alive: dict[int, int] = {}
+    alive: dict[int, tuple[int, int]] = {}
     for index, change in replay(trace, CachingAllocator(expandable_segments)):
         number = trace.events[index].number
         if change > 0:
-            alive[number] = change
+            alive[number] = index, change
         elif change < 0:
             del alive[number]
-        if index == last:
+        if index == step_from + peak_at:
             break
-    for number, size_bytes in alive.items():
-        key = (categories[number], origins[number])
+    regions = _Regions(trace, step_from)
+    for number, (index, size_bytes) in alive.items():
+        key = (categories[number], regions.told(trace.origins[number], index))
         sizes[key] += size_bytes
         counts[key] += 1
     return tuple(Holding(*key, counts[key], size_bytes) for key, size_bytes in sizes.most_common())
+
+
+class _Regions:
+    """Those of a step, by when they run. A line of memopt's own tells a user nothing: its region does."""
+
+    def __init__(self, trace: Trace, step_from: int) -> None:
+        self._step_from = step_from
+        names = dict.fromkeys(name for name, _, _ in trace.regions)
+        self._ordinals = {name: ordinal for ordinal, name in enumerate(names, 1)}
+        self._ends = sorted((at, name, phase) for name, phase, at in trace.regions)
+
+    def told(self, origin: Origin, index: int) -> str:
+        """An origin of the event `index` in words: the region is the first whose forward or backward ends after it."""
+        place = bisect_right(self._ends, index, key=itemgetter(0))
+        if not _is_of_runtime(origin) or index < self._step_from or place == len(self._ends):
+            return str(origin)
+        _, name, phase = self._ends[place]
+        return f"{origin.operator}  {phase} of memopt's region {self._ordinals[name]}"
 
 
 def thinned(line: Timeline, count: int) -> Timeline:

@@ -135,7 +135,7 @@ def estimated(call: ConvolutionCall, gpu: str | None = None) -> int | None:
 def _by_kind() -> dict[tuple[str, ...], list[ConvolutionCall]]:
     """Measured calls, in an order of their own: of two that are as near, the first is taken."""
     kinds: dict[tuple[str, ...], list[ConvolutionCall]] = {}
-    for call in sorted(measured(), key=astuple):
+    for call in sorted(measured(None), key=astuple):  # by the key that is mostly asked for: the table is read once
         kinds.setdefault(_kind(call), []).append(call)
     return kinds
 

@@ -173,9 +173,8 @@ def main() -> None:
         if number % 100 == 0:
             print(f"{number} of {len(todo)}", flush=True)
             torch.cuda.empty_cache()
-    others = [row for row in rows if row["gpu"] not in ("", here["gpu"])]
-    kept = [row for row in rows if row["gpu"] == here["gpu"] and not options.again]
-    write(ordered([*others, *kept, *todo]), options.out)
+    kept = [row for row in rows if row["gpu"] and not (options.again and row["gpu"] == here["gpu"])]
+    write(ordered([*kept, *todo]), options.out)
     taken = [int(row["workspace_bytes"]) for row in todo]
     largest = max(taken, default=0) / 2**20
     print(f"{len(todo)} measured, {sum(size > 0 for size in taken)} take something, {largest:,.1f} MiB at most")

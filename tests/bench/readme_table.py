@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 EARLIER = RESULTS / "README.md"
 EARLIER_TITLE = """# Measured at earlier commits
 
-The runtime has changed since these rows were measured: they say what was, each with its commit. Measured again, a table
-stands in the README of the project. The change at 9ca20c9 left tapes and kernels as they were at dcdcc88 and eb9685a.
+The runtime has changed since these rows were measured, or, of predictions and budgets, how these are made: they say
+what was, each with its commit. Measured again, a table stands in the README of the project. The change at 9ca20c9
+left tapes and kernels as they were at dcdcc88 and eb9685a.
 
 One training step (forward, cross-entropy, backward, SGD with momentum). *Activation peak*: peak allocated during the
 step minus what was allocated before it with gradients None. *Checkpointed*: the same model with
@@ -39,7 +40,8 @@ def render(rows: list[Row]) -> str:
     """All tables of steps as Markdown."""
     tables = [(title, [r for r in rows if r["table"] == table]) for table, title in TITLES.items()]
     parts = [_step_table(title, run) for title, chosen in tables for run in runs(chosen)]
-    parts.append(_depth_table([r for r in rows if DEPTH.match(r["table"])]))
+    depths = runs(row for row in rows if DEPTH.match(row["table"]))
+    parts += map(_depth_table, depths)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

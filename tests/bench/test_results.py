@@ -117,9 +117,12 @@ def test_no_rival_is_both_smaller_and_quicker_than_a_budget(table: str) -> None:
 
 def test_the_deepest_net_in_twelve_gib_is_memopts() -> None:
     limits = [row for row in tables.load(tables.RESULTS / "limits.csv") if row["largest"] == "depth"]
+    sizes = {row["variant"]: int(row["size"]) for row in limits}
+    assert all(int(row["memory_bytes"]) == 12 * 2**30 >= int(row["peak_reserved_bytes"]) for row in limits)
+    assert sizes["memopt layer"] >= 2000 > sizes["checkpointed"] > sizes["naive"]
     trained = {row["variant"]: int(row["size"]) for row in limits if row["trained"] == "True"}
     deepest = [row for row in tables.load(tables.RESULTS / "deepest.csv") if row["outcome"] == "trained"]
-    assert {int(row["memory_bytes"]) for row in limits} | {int(row["cap_bytes"]) for row in deepest} == {12 * 2**30}
+    assert {int(row["cap_bytes"]) for row in deepest} == {12 * 2**30}
     assert max(int(row["depth"]) for row in deepest) >= 2000 > trained["checkpointed"] > trained["naive"]
     assert trained["checkpointed"] >= 478, "what the technical report reached"
 
