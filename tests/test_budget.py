@@ -107,6 +107,32 @@ def test_a_larger_budget_is_never_slower_where_parts_say_less_than_the_whole(mon
     assert tried < 6 * len(found), "each took seconds in earnest"
 
 
+def test_few_steps_are_predicted_where_parts_say_much_less_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes seconds in earnest, or tens of them for deep models."""
+    sizes = {f"layer{number}": number * MIB // 8 for number in range(1, 80)}
+    layers = tuple(
+        Layer(path, (Option("layer", 0, (size / MIB) ** 1.2), Option("keep", size, 0.0)))
+        for path, size in sizes.items()
+    )
+    stages = [Stage(layers, {"layer": 10 * MIB, "keep": 10 * MIB})]
+    tried = 0
+
+    def kept_bytes(levels: dict[str, Any]) -> int:
+        return sum(size for path, size in sizes.items() if levels[path] == "keep")
+
+    def whole(self: planner._Planner, levels: dict[str, Any]) -> SimpleNamespace:
+        nonlocal tried
+        tried += 1
+        return SimpleNamespace(peak_bytes=10 * MIB + kept_bytes(levels) * 5 // 4)
+
+    monkeypatch.setattr(planner._Planner, "_rewritten", whole)
+    own = planner._Planner(300 * MIB, small, (), None, None, memopt.measure.GPU)  # type: ignore[arg-type]
+    fitting = own._fitting(stages, *planner._extremes(stages))
+    assert fitting is not None
+    assert tried <= 12
+    assert own._usable_bytes - 2 * MIB < fitting[1].peak_bytes <= own._usable_bytes
+
+
 def test_a_budget_is_spent() -> None:
     plan = within(int(1.2 * least("exact")), "exact")
     assert plan.peak_allocated_bytes > 0.92 * plan.budget_bytes

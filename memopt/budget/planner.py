@@ -112,22 +112,25 @@ class _Planner:
     ) -> tuple[dict[str, Level], Predicted] | None:
         """The quickest levels that are predicted to fit, as a whole, which may need more than its parts say.
 
-        They are looked for among choices that do not depend on the budget, from the most that it has room for down.
-        So what fits a budget is looked at for every larger one, too, unless something quicker fits that.
+        The amount of memory that they are chosen for is found by halving, with the same amounts for every budget:
+        where a larger budget first goes another way than a smaller one, it goes up. So it never ends below.
         """
-        before: dict[str, Level] | None = None
-        for number in range(AMOUNTS, -1, -1):
+        found: tuple[dict[str, Level], Predicted] | None = None
+        wholes: dict[tuple[Level, ...], Predicted] = {}  # nearby amounts often give the same levels
+        low, high = -1, AMOUNTS + 1
+        while high - low > 1:
+            number = (low + high) // 2
             amount_bytes = least_bytes + (most_bytes - least_bytes) * number // AMOUNTS
-            if amount_bytes > self._usable_bytes:
-                continue
-            levels = choose_levels(stages, amount_bytes)
-            if levels is None or levels == before:
-                continue
-            whole = self._rewritten(levels)
-            if whole.peak_bytes <= self._usable_bytes:
-                return levels, whole
-            before = levels
-        return None
+            levels = choose_levels(stages, amount_bytes) if amount_bytes <= self._usable_bytes else None
+            if levels is not None:
+                chosen = tuple(levels.values())
+                if chosen not in wholes:
+                    wholes[chosen] = self._rewritten(levels)
+                if wholes[chosen].peak_bytes <= self._usable_bytes:
+                    found, low = (levels, wholes[chosen]), number
+                    continue
+            high = number
+        return found
 
     def _least(self, stages: list[Stage], layer: Predicted, amount_bytes: int) -> tuple[dict[str, Level], Predicted]:
         """The levels that need least, the quicker of two that need as much: a few layers that keep something can need
