@@ -145,7 +145,8 @@ class _Planner:
             # The budget is rounded down and the least up, so that they never look alike.
             f"The memory budget is {self._budget_bytes // MIB:,} MiB; the least that a training step of "
             f"{type(self._make_model()).__name__} can be kept within is {whole_mebibytes(least_bytes)} (predicted for "
-            f"a {self._target.name}, numerics {layer.numerics}). Give that, or choose a smaller batch.",
+            f"a {self._target.name}, numerics {layer.numerics}, {MARGIN:.0%} and {MARGIN_BYTES // MIB} MiB left free). "
+            "Give that, or choose a smaller batch.",
             least_bytes,
         )
 
