@@ -24,6 +24,8 @@ MARGIN = 0.01
 MARGIN_BYTES = 2 * MIB
 AMOUNTS = 1024
 """Amounts of memory, from the least to the most that any choice needs, for which one is made."""
+UNSPENT = 0.0025
+"""Share of the budget that is not worth another predicted step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +115,32 @@ class _Planner:
         """The quickest levels that are predicted to fit, as a whole, which may need more than its parts say.
 
         The amount of memory that they are chosen for is found by halving, with the same amounts for every budget:
-        where a larger budget first goes another way than a smaller one, it goes up. So it never ends below.
+        where a larger budget first goes another way than a smaller one, it goes up. So it never ends below. Nor does it
+        end before: what nearly spends it spends the smaller one even more.
         """
-        found: tuple[dict[str, Level], Predicted] | None = None
         wholes: dict[tuple[Level, ...], Predicted] = {}  # nearby amounts often give the same levels
+
+        def fitting(amount_bytes: int) -> tuple[dict[str, Level], Predicted] | None:
+            levels = choose_levels(stages, amount_bytes) if amount_bytes <= self._usable_bytes else None
+            if levels is None:
+                return None
+            chosen = tuple(levels.values())
+            if chosen not in wholes:
+                wholes[chosen] = self._rewritten(levels)
+            return (levels, wholes[chosen]) if wholes[chosen].peak_bytes <= self._usable_bytes else None
+
+        best: tuple[dict[str, Level], Predicted] | None = None
         low, high = -1, AMOUNTS + 1
         while high - low > 1:
             number = (low + high) // 2
-            amount_bytes = least_bytes + (most_bytes - least_bytes) * number // AMOUNTS
-            levels = choose_levels(stages, amount_bytes) if amount_bytes <= self._usable_bytes else None
-            if levels is not None:
-                chosen = tuple(levels.values())
-                if chosen not in wholes:
-                    wholes[chosen] = self._rewritten(levels)
-                if wholes[chosen].peak_bytes <= self._usable_bytes:
-                    found, low = (levels, wholes[chosen]), number
-                    continue
-            high = number
-        return found
+            found = fitting(least_bytes + (most_bytes - least_bytes) * number // AMOUNTS)
+            if found is None:
+                high = number
+                continue
+            best, low = found, number
+            if best[1].peak_bytes >= (1 - UNSPENT) * self._usable_bytes:
+                break
+        return best
 
     def _least(self, stages: list[Stage], layer: Predicted, amount_bytes: int) -> tuple[dict[str, Level], Predicted]:
         """The levels that need least, the quicker of two that need as much: a few layers that keep something can need
