@@ -91,7 +91,7 @@ def name_points(axes: Axes, labels: list[tuple[str, float, float, str]]) -> None
                 color=colour,
                 fontsize=8.5,
             )
-            box = name.get_window_extent()
+            box = name.get_window_extent().padded(6, 0)  # whoever shows the picture may have a wider font
             if (
                 axes.bbox.x0 < box.x0
                 and box.x1 < axes.bbox.x1
@@ -131,7 +131,8 @@ def main() -> None:
     for axes, (table, title) in zip(panels, TITLES.items(), strict=True):
         draw(axes, title, points(found[table], table))
     panels[0].set_ylabel("GPU time of a step, × naive")
-    figure.suptitle(f"One training step: blue memopt fast, green memopt exact, grey the rest ({origin(found)})")
+    what = "One training step: blue memopt fast, green memopt exact, grey the rest"
+    figure.suptitle(f"{what}\n({origin(found)})", fontsize=10)
     figure.savefig(RESULTS / "pareto.svg", metadata={"Date": None})
 
     found = {table: newest("budget.csv", table, "budget") for table in BUDGETS}

@@ -37,7 +37,6 @@ def ratio(table: str, variant: str, figure: str, other: str = "naive", other_fig
         ("bc100-64", "memopt fast layer", "activation_peak_bytes", "naive", 0.10),
         ("bc100-64", "memopt fast layer", "gpu_seconds", "naive", 0.5),
         ("bc100-64", "memopt fast layer", "gpu_seconds", "torch.compile", 1.0),
-        ("bc100-64", "memopt fast layer", "step_seconds", "naive", 0.6),
         ("bc100-64", "memopt fast layer, CUDA graph", "step_seconds", "torch.compile reduce-overhead", 1.0),
         ("bc100-64", "memopt exact concat", "activation_peak_bytes", "naive", 0.37),
         ("bc100-64", "memopt exact layer", "activation_peak_bytes", "naive", 0.15),
@@ -57,8 +56,11 @@ def test_memory_and_time(table: str, variant: str, figure: str, other: str, limi
 
 
 def test_a_plain_loop_is_quicker_in_turns_with_naive() -> None:
-    variant = "memopt fast layer"
-    assert ratio("bc100-64", variant, "step_seconds", variant, "naive_step_seconds") <= 0.6
+    """Of every run: the steps of two rows are minutes apart, in which a host that others share changes its pace."""
+    rows = [row for row in tables.load(tables.RESULTS / "train_step.csv") if row["table"] == "bc100-64"]
+    turns = [row for row in rows if row["variant"] in ("memopt fast concat", "memopt fast layer")]
+    assert len(turns) >= 4
+    assert all(float(row["step_seconds"]) <= 0.6 * float(row["naive_step_seconds"]) for row in turns)
 
 
 @pytest.mark.parametrize("table", ["bc100-64", "bc100-512", "densenet121-64", "densenet121-64-bf16"])
@@ -115,16 +117,23 @@ def test_no_rival_is_both_smaller_and_quicker_than_a_budget(table: str) -> None:
         ), rival["variant"]
 
 
-def test_the_deepest_net_in_twelve_gib_is_memopts() -> None:
-    limits = [row for row in tables.load(tables.RESULTS / "limits.csv") if row["largest"] == "depth"]
-    sizes = {row["variant"]: int(row["size"]) for row in limits}
+def test_what_fits_twelve_gib_was_trained_as_predicted() -> None:
+    limits = tables.load(tables.RESULTS / "limits.csv")
     assert all(int(row["memory_bytes"]) == 12 * 2**30 >= int(row["peak_reserved_bytes"]) for row in limits)
-    assert sizes["memopt layer"] >= 2000 > sizes["checkpointed"] > sizes["naive"]
-    trained = {row["variant"]: int(row["size"]) for row in limits if row["trained"] == "True"}
-    deepest = [row for row in tables.load(tables.RESULTS / "deepest.csv") if row["outcome"] == "trained"]
-    assert {int(row["cap_bytes"]) for row in deepest} == {12 * 2**30}
-    assert max(int(row["depth"]) for row in deepest) >= 2000 > trained["checkpointed"] > trained["naive"]
-    assert trained["checkpointed"] >= 478, "what the technical report reached"
+    assert all(row["trained"] == "True" and row["size"] == row["predicted_size"] for row in limits)
+    for largest in ("batch size", "depth"):
+        sizes = {row["variant"]: int(row["size"]) for row in limits if row["largest"] == largest}
+        order = [sizes[variant] for variant in ("naive", "checkpointed", "memopt concat", "memopt layer")]
+        assert order == sorted(order)
+    assert sizes["memopt concat"] >= 2000
+    assert sizes["checkpointed"] >= 478, "what the technical report reached"
+
+
+def test_two_thousand_layers_are_ready_within_a_minute() -> None:
+    (deepest,) = (row for row in tables.load(tables.RESULTS / "deepest.csv") if int(row["depth"]) >= 2000)
+    assert deepest["outcome"] == "trained"
+    assert int(deepest["cap_bytes"]) == 12 * 2**30
+    assert float(deepest["apply_seconds"]) < 60
 
 
 def test_training_keeps_the_ratios_and_does_not_wait_for_batches() -> None:
