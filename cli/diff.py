@@ -36,29 +36,29 @@ def diff(options: argparse.Namespace) -> int:
     if options.fail_above is not None and not options.fail_above > 0:
         raise CommandError(f"--fail-above {options.fail_above:g} is no ratio. Give a number above 0, such as 1.05.")
     documents = [_read(path) for path in options.reports]
+    names = [Path(path).name for path in options.reports]
     rows: list[list[str]] = []
     after: list[tuple[str, list[float | None]]] = []
     for source, place in _PLACES.items():
         for when in ("before", "after"):
-            for figure in FIGURE_NAMES:
-                values = [_figure(document, (*place, when), figure) for document in documents]
-                if any(value is not None for value in values):
-                    ratios = [_ratio(values[0], value) for value in values[1:]]
-                    rows.append(_row(f"{source} {when}", figure, values, ratios))
-                    if when == "after":
-                        after.append((f"{source} {FIGURE_NAMES[figure]}", values))
-    rows += _states(documents)
-    names = [Path(path).name for path in options.reports]
+            figures = {
+                name: [_figure(document, (*place, when), name) for document in documents] for name in FIGURE_NAMES
+            }
+            known = {name: values for name, values in figures.items() if any(value is not None for value in values)}
+            if known:
+                rows += [[f"{source} {when}"], *(_row(name, values) for name, values in known.items())]
+            if when == "after":
+                after += [(f"{source} {FIGURE_NAMES[name]}", values) for name, values in known.items()]
+    rows += [[""], *_states(documents)]
     failed = () if options.fail_above is None else tuple(_failures(documents, names, after, options.fail_above))
-    ratios_of = ["ratio"] if len(names) == 2 else [f"ratio {number}" for number in range(2, len(names) + 1)]
-    heads = ("", "figure", *names, *ratios_of)
+    heads = ("figure", *names, *(["ratio"] if len(names) == 2 else []))
     remarks = _differences(documents)
-    if any(NOTHING in row for row in rows):
+    if any(NOTHING in cell for row in rows for cell in row):
         remarks.append(
             f"{NOTHING}: a report has no such figure. Steps are measured by optimize --report alone, and what is "
             "reserved on a GPU alone; to a figure that is missing there is no ratio."
         )
-    print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout, remarks)
+    print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout, remarks, words=1)
     return ABOVE if failed else DONE
 
 
@@ -120,22 +120,25 @@ def _ratio(first: float | None, other: float | None) -> float | None:
     return other / first
 
 
-def _row(place: str, figure: str, values: list[float | None], ratios: list[float | None]) -> list[str]:
+def _row(figure: str, values: list[float | None]) -> list[str]:
+    """Of two reports with the ratio beside them; of more with ratios below, where a terminal has room for them."""
+
     def text(value: float | None) -> str:
         if value is None:
             return NOTHING
         return duration(value) if figure == "step_seconds" else mebibytes(value)
 
+    ratios = [_ratio(values[0], value) for value in values[1:]]
     shown = [NOTHING if ratio is None else f"{ratio:.3f} ×" for ratio in ratios]
-    return [place, FIGURE_NAMES[figure], *map(text, values), *shown]
+    name, first, *others = f"  {FIGURE_NAMES[figure]}", *map(text, values)
+    return [name, first, *(others + shown if len(others) == 1 else map("{}\n{}".format, others, shown))]
 
 
 def _states(documents: list[dict[str, Any]]) -> list[list[str]]:
     """What is no figure, but may have changed."""
-    blank = [""] * (len(documents) - 1)
     chains = [f"{_found(d, 'chains', 'rewritten')} of {_found(d, 'chains', 'found')}" for d in documents]
     equal = ["yes" if _found(d, "equivalence", "passed") else "no" for d in documents]
-    return [["", "chains rewritten", *chains, *blank], ["", "equivalent", *equal, *blank]]
+    return [["chains rewritten", *chains], ["equivalent", *equal]]
 
 
 def _failures(

@@ -83,11 +83,12 @@ def print_table(
     notes: Iterable[str],
     file: TextIO,
     remarks: Iterable[str] = (),
+    words: int = 2,
 ) -> None:
-    """Print rows of text under a title and remarks, the first two columns to the left, and sentences below them."""
+    """Print rows of text under a title and remarks, the first columns, of words, to the left, and sentences below."""
     table = _table()
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < 2 else "right")
+        table.add_column(heading, justify="left" if place < words else "right")
     for row in rows:
         table.add_row(*map(Text, row))
     with _printing(file, None) as console:

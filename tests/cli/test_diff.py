@@ -32,10 +32,10 @@ def report(tmp_path: Path) -> Write:
 def test_reports_stand_side_by_side(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", report("a.json"), report("b.json", 110.0)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "measured after activation peak 100.0 MiB 110.0 MiB 1.100 ×" in lines
-    assert "measured before activation peak 400.0 MiB 400.0 MiB 1.000 ×" in lines
-    assert "predicted after peak reserved 200.0 MiB 220.0 MiB 1.100 ×" in lines
-    assert "measured after step time 500.0 ms 500.0 ms 1.000 ×" in lines
+    text = "\n".join(lines)
+    assert "measured before\nactivation peak 400.0 MiB 400.0 MiB 1.000 ×" in text
+    assert "measured after\nactivation peak 100.0 MiB 110.0 MiB 1.100 ×\nstep time 500.0 ms 500.0 ms 1.000 ×" in text
+    assert "predicted after\npeak reserved 200.0 MiB 220.0 MiB 1.100 ×" in text
 
 
 def test_what_differs_and_what_is_missing_is_said_above(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,17 @@ def test_what_is_no_figure_fails_too(
 def test_a_third_report_is_compared_to_the_first(report: Write, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [report("a.json"), report("b.json", 110.0), report("c.json", 90.0)]
     assert main(["diff", *paths, "--fail-above", "1.05"]) == 1
-    assert "1.100 ×   0.900 ×" in capsys.readouterr().out
+    assert "1.100 × 0.900 ×" in " ".join(capsys.readouterr().out.split())
+
+
+def test_four_reports_fit_a_terminal(
+    report: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["diff", *(report(f"r{number}.json", 100.0 * number) for number in range(1, 5))]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "activation peak 100.0 MiB 200.0 MiB 300.0 MiB 400.0 MiB" in lines
+    assert "2.000 × 3.000 × 4.000 ×" in lines
 
 
 @pytest.mark.parametrize(
