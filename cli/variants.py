@@ -57,7 +57,9 @@ def other_variants(texts: Sequence[str]) -> tuple[Variant, ...]:
         label, equals, place = text.partition("=")
         if not equals or not label:
             raise CommandError(f"--also {text!r} does not parse. Write LABEL=path/file.py:function.")
-        if label in found or label == NAIVE.label or label.startswith("memopt"):
+        if label.startswith("memopt"):
+            raise CommandError(f"--also {text!r}: labels that begin with memopt are its own. Choose another label.")
+        if label in found or label == NAIVE.label:
             raise CommandError(f"--also {text!r}: {label} is another variant's label already. Choose another label.")
         try:
             found[label] = Variant(label, _checked(load_function(place), label, place))

@@ -95,7 +95,7 @@ def test_a_function_of_the_users_is_one_more_variant(tiny: str, tmp_path: Path) 
         (["--batch-size", "2:4:2", "--measure"], "needs a CUDA device"),
         (["--batch-size", "2:4:2", "--also", "x"], "LABEL="),
         (["--batch-size", "2:4:2", "--also", "naive=x.py:f"], "naive is another variant's label already"),
-        (["--batch-size", "2:4:2", "--also", "memopt=x.py:f"], "memopt is another variant's label already"),
+        (["--batch-size", "2:4:2", "--also", "memopt=x.py:f"], "labels that begin with memopt are its own"),
         (["--batch-size", "2:4:2", "--also", "a=x.py:f"], "--also a: There is no file x.py"),
         (["--batch-size", "2:4:2", "--also", "a=rival.py:raises"], "rival.py:raises raised ValueError: no ("),
         (["--batch-size", "2:4:2", "--also", "a=rival.py:none"], "rival.py:none returned None. Let it return a model."),
