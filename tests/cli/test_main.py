@@ -131,7 +131,7 @@ def test_a_budget_says_what_it_is_planned_for(run: Run, tiny: str, small, comman
     assert f"Budget 1,024 MiB on a GPU, numerics {numerics}: " in " ".join(out.split())
     status, _, err = run(command, f"{tiny}:Tiny", *small, "--budget", "1MiB")
     assert status == 2
-    assert f"(predicted for a GPU, numerics {numerics})" in err
+    assert f"(predicted for a GPU, numerics {numerics}, " in err
 
 
 @pytest.mark.parametrize("to_file", [True, False])
