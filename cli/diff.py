@@ -36,7 +36,7 @@ def diff(options: argparse.Namespace) -> int:
     if options.fail_above is not None and not options.fail_above > 0:
         raise CommandError(f"--fail-above {options.fail_above:g} is no ratio. Give a number above 0, such as 1.05.")
     documents = [_read(path) for path in options.reports]
-    names = [Path(path).name for path in options.reports]
+    names = _names([Path(path) for path in options.reports])
     rows: list[list[str]] = []
     after: list[tuple[str, list[float | None]]] = []
     for source, place in _PLACES.items():
@@ -60,6 +60,15 @@ def diff(options: argparse.Namespace) -> int:
         )
     print_table("Reports side by side; ratios to the first", heads, rows, failed, sys.stdout, remarks, words=1)
     return ABOVE if failed else DONE
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Of reports: as short as tells them apart."""
+    for length in range(1, max(len(path.parts) for path in paths)):
+        names = [str(Path(*path.parts[-length:])) for path in paths]
+        if len({*names}) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def _differences(documents: list[dict[str, Any]]) -> list[str]:

@@ -32,9 +32,11 @@ class PlannedLayer:
     @property
     def reason(self) -> str:
         """Why it has its level, in words."""
+        why = "keeping more would exceed the budget" if self.sparable_seconds else "keeping more would spare no time"
         if not self.kept_bytes:
-            return "keeping more would exceed the budget" if self.sparable_seconds else "there is nothing to spare"
-        return f"keeping {mebibytes(self.kept_bytes)} spares {duration(self.spared_seconds)}"
+            return why
+        spares = f"keeping {mebibytes(self.kept_bytes)} spares {duration(self.spared_seconds)}"
+        return f"{spares}; {why}" if self.sparable_seconds else spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,16 @@ class MemoryPlan:
             f"Budget {whole_mebibytes(self.budget_bytes)} on a {self.target}, numerics {self.numerics}: {does}; "
             f"predicted peak allocated {mebibytes(self.peak_allocated_bytes)}{reserved}{again}."
         ]
+        if (self.peak_reserved_bytes or 0) > self.budget_bytes:
+            sentences.append(
+                "On a card with no more than the budget, torch would have to give cached memory back within the step, "
+                "which takes time."
+            )
         if self.largest_peak_bytes > self.budget_bytes:
             sentences.append(
                 f"It may reach {whole_mebibytes(self.largest_peak_bytes)}, beyond the budget, if workspaces of "
-                "convolutions that were never measured are at their largest."
+                "convolutions that were never measured are at their largest: measure a step on the GPU before you rely "
+                "on it."
             )
         if self.least_bytes is not None:
             sentences.append(

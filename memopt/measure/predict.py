@@ -126,8 +126,7 @@ def predict(
             figures = observe_step(step, tracker if device is None else device, remove)
         except Exception as error:
             raise PredictionError(
-                f"The {target.name} memory of {type(model).__name__} cannot be predicted, for a prediction runs on "
-                f"tensors without data: {_why_not(error)}. Measure it there instead."
+                f"The {target.name} memory of {type(model).__name__} cannot be predicted: {_why_not(error)}."
             ) from error
     if device is None or libraries is None:
         return Prediction(figures, Trace(), 0, None, frozenset(), figures)
@@ -251,6 +250,10 @@ def _operators_of(target: Target) -> ExitStack | TorchFunctionMode:
 
 def _why_not(error: BaseException) -> str:
     if isinstance(error, DataDependentOutputException):
-        return "forward needs the value of a tensor, as .item() or a branch on it do"
+        return (
+            "predictions run on tensors without data, and forward needs the value of a tensor, as .item() or a branch "
+            "on it do. memopt.explain says where; measure it there instead"
+        )
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"a step on tensors without data raised {what}. If one with data does not, measure it there instead"

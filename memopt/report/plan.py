@@ -54,7 +54,14 @@ def plan_legend(plan: MemoryPlan) -> str:
     """What the words and figures of the rows mean."""
     used = {layer.level for layer in plan.layers}
     levels = ", ".join(f'"{level}" keeps {keeps}' for level, keeps in _KEEPS.items() if level in used)
-    return f"Level {levels}. Kept is counted beside the features; times are of one step, predicted for a {plan.target}."
+    sentences = [
+        f"Level {levels}. Kept is counted beside the features; times are of one step, predicted for a {plan.target}."
+    ]
+    if any(layer.spared_seconds for layer in plan.layers):
+        sentences.append('Time spared is against level "layer".')
+    if any(layer.level != "keep" and not layer.sparable_seconds for layer in plan.layers):
+        sentences.append("Layers that keep less than there is room for would spare no time by keeping more.")
+    return " ".join(sentences)
 
 
 def _block_rows(number: int, layers: list[PlannedLayer]) -> Iterable[PlanRow]:

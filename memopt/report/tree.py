@@ -40,12 +40,17 @@ def explanation_tree(explanation: Explanation) -> Tree:
 
 def _shared_reasons(block: Iterable[ChainReport]) -> dict[tuple[str, str], int]:
     """The most frequent reason of each action, where several chains have it: it is said once, not at each of them."""
-    counts = Counter((chain.action, chain.reason) for chain in block if chain.reason is not None)
+    counts = Counter((chain.action, chain.reason) for chain in block if chain.reason and not _has_own_figures(chain))
     shared: dict[tuple[str, str], int] = {}
     for (action, reason), count in counts.most_common():
         if count > 1 and all(other != action for other, _ in shared):
             shared[action, reason] = count
     return shared
+
+
+def _has_own_figures(chain: ChainReport) -> bool:
+    """Whether the reason is of this chain alone, though another's may read alike."""
+    return chain.action == "rewritten" and any(map(str.isdigit, chain.reason or ""))
 
 
 def explanation_document(explanation: Explanation, target: str | None = None) -> dict[str, Any]:

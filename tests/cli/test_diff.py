@@ -109,6 +109,13 @@ def test_a_third_report_is_compared_to_the_first(report: Write, capsys: pytest.C
     assert "1.100 × 0.900 ×" in " ".join(capsys.readouterr().out.split())
 
 
+def test_reports_of_one_name_are_told_apart(report: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("main", "branch"):
+        (tmp_path / folder).mkdir()
+    assert main(["diff", report("main/report.json"), report("branch/report.json")]) == 0
+    assert "figure main/report.json branch/report.json ratio" in " ".join(capsys.readouterr().out.split())
+
+
 def test_four_reports_fit_a_terminal(
     report: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

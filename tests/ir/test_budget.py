@@ -48,10 +48,17 @@ def test_a_model_that_stays_as_it_is() -> None:
     )
 
 
+def test_where_more_is_reserved_than_the_budget_it_says_what_that_costs() -> None:
+    assert "cached memory" not in PLAN.summary
+    assert "would have to give cached memory back" in replace(PLAN, peak_reserved_bytes=301 * MIB).summary
+
+
 def test_layers_say_why_they_have_their_level() -> None:
-    assert [layer.reason for layer in PLAN.layers] == [
+    between = PlannedLayer("block1.last", 1, "concat", 12 * MIB, 1e-5, 5e-5, 1e-5)
+    assert [layer.reason for layer in (*PLAN.layers, between)] == [
         "keeping 12.0 MiB spares 54 µs",
         "keeping more would exceed the budget",
-        "there is nothing to spare",
-        "there is nothing to spare",
+        "keeping more would spare no time",
+        "keeping more would spare no time",
+        "keeping 12.0 MiB spares 50 µs; keeping more would exceed the budget",
     ]

@@ -41,9 +41,16 @@ def test_every_block_is_said_once_in_order_with_a_row_for_each_level(plan: Memor
 def test_the_legend_explains_the_levels_that_occur(plan: MemoryPlan) -> None:
     assert plan_legend(plan) == (
         'Level "layer" keeps the features alone, "concat" keeps the bottleneck outputs too, "keep" keeps what eager '
-        "keeps. Kept is counted beside the features; times are of one step, predicted for a GPU."
+        "keeps. Kept is counted beside the features; times are of one step, predicted for a GPU. "
+        'Time spared is against level "layer".'
     )
     assert plan_legend(replace(plan, layers=plan.layers[:1])).startswith('Level "layer" keeps the features alone. Kept')
+
+
+def test_the_legend_says_why_room_is_left(plan: MemoryPlan) -> None:
+    why = "Layers that keep less than there is room for would spare no time by keeping more."
+    assert why not in plan_legend(plan)
+    assert plan_legend(replace(plan, layers=(replace(plan.layers[0], sparable_seconds=0.0),))).endswith(why)
 
 
 def test_the_report_has_the_table_and_its_legend(comparison: Comparison, plan: MemoryPlan) -> None:

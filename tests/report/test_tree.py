@@ -62,20 +62,21 @@ def test_files_below_the_working_directory_are_named_from_there(
 
 def test_a_reason_of_several_chains_is_said_once(make_chain: Callable[..., ChainReport]) -> None:
     shared, own = "keeping more would exceed the budget", "keeping 2.00 MiB spares 54 µs"
-    planned = [replace(make_chain(1, n), reason=reason) for n, reason in enumerate((own, shared, shared))]
-    left = [make_chain(1, n, reason="it is read elsewhere") for n in (3, 4)]
+    planned = [replace(make_chain(1, n), reason=reason) for n, reason in enumerate((own, own, shared, shared))]
+    left = [make_chain(1, n, reason="it is read elsewhere") for n in (4, 5)]
     out = io.StringIO()
 
     print_explanation(Explanation(True, True, False, (*planned, *left), ()), "model.py:Net", out, width=200)
 
     assert out.getvalue().splitlines()[3:-1] == [
-        f"└── dense block 1: 3 of 5 rewritten; 2 at their level because {shared}; "
+        f"└── dense block 1: 4 of 6 rewritten; 2 at their level because {shared}; "
         "2 left alone because it is read elsewhere",
         f"    ├── block1.layer0.norm1 (model.py:53): recomputes layer exactly; {own}",
-        "    ├── block1.layer1.norm1 (model.py:53): recomputes layer exactly",
+        f"    ├── block1.layer1.norm1 (model.py:53): recomputes layer exactly; {own}",
         "    ├── block1.layer2.norm1 (model.py:53): recomputes layer exactly",
-        "    ├── block1.layer3.norm1 (model.py:53): left alone",
-        "    └── block1.layer4.norm1 (model.py:53): left alone",
+        "    ├── block1.layer3.norm1 (model.py:53): recomputes layer exactly",
+        "    ├── block1.layer4.norm1 (model.py:53): left alone",
+        "    └── block1.layer5.norm1 (model.py:53): left alone",
     ]
 
 
