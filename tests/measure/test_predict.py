@@ -45,10 +45,22 @@ def test_naive_densenet_bc_100_has_its_known_figures() -> None:
     assert (figures.step_seconds, figures.out_of_memory) == (None, False)
 
 
+def seconds_of_fake_operations(sizes: range) -> float:
+    """Torch's own work for tensors without data of so many sizes, most of what a prediction does: the host's pace."""
+    start = time.process_time()
+    with FakeTensorMode():
+        for size in sizes:
+            (torch.empty(2, size)[:, 1:] + 1).relu_()
+    return time.process_time() - start
+
+
 def test_densenet264_at_batch_256_is_predicted_within_twenty_seconds() -> None:
+    """At a pace of a second for those operations: shared hosts are at times half as quick."""
+    seconds_of_fake_operations(range(10, 20))  # what torch imports first
+    pace = seconds_of_fake_operations(range(1000, 1600))
     start = time.process_time()  # which does not count what others do meanwhile
     figures = predict_step(densenet264, (torch.empty(256, 3, 224, 224, device="meta"),))
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 20 * max(1.0, pace)
     assert figures.activation_peak_bytes > 60 * 2**30
 
 
