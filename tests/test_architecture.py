@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "ir": set(),
-    "capture": {"ir"},
+    "fake": set(),
+    "capture": {"ir", "fake"},
     "find": {"ir"},
     "plan": {"ir"},
     "runtime": {"ir"},

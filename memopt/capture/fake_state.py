@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from memopt.capture.places import OF_RNNS, tensor_stores, where_used
-from memopt.capture.shapes import make_fake
 from memopt.errors import CaptureError
+from memopt.fake import make_fake
 from memopt.ir import is_in_pieces, sharding_policy
 
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memopt.capture.calls import tensors_in
-from memopt.capture.shapes import shape_rule
+from memopt.fake import shape_rule
 
 _MOST_NODES = 50
 

@@ -6,30 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from memopt.capture import capture, watcher
-from memopt.capture.fake_state import fake_of, fake_state
-from memopt.capture.shapes import make_fake, shape_rule, strides_of
+from memopt.fake import make_fake, shape_rule, strides_of
+from tests.fake.described import described
 
 aten = torch.ops.aten
 DEVICES = [torch.device("cpu"), torch.device("cuda:0")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def _described(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (
-        type(tensor),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-        tensor.device,
-        tensor.requires_grad,
-        tensor.storage_offset(),
-        tensor.untyped_storage().nbytes(),
-        tensor._version,
-    )
 
 
 def _images(mode: FakeTensorMode, dtype: torch.dtype, device: torch.device) -> Iterator[FakeTensor]:
@@ -51,7 +35,7 @@ def _assert_as_torch(mode: FakeTensorMode, func: Any, *args: Any) -> bool:
     with mode:
         wanted = func(*args)
     made, wanted = (x if isinstance(x, tuple) else (x,) for x in (made, wanted))
-    assert [*map(_described, made)] == [*map(_described, wanted)]
+    assert [*map(described, made)] == [*map(described, wanted)]
     return True
 
 
@@ -163,69 +147,3 @@ def test_torch_is_asked_about_whatever_is_unusual() -> None:
     assert norm(x, fake(4), each, each, each, True, 0.1, 1e-5) is None
     assert norm(fake(1, 3, 1, 1), each, each, each, each, True, 0.1, 1e-5) is None
     assert norm(x, each, each, None, None, False, 0.1, 1e-5) is None
-
-
-def test_fakes_of_state_are_what_torch_makes_of_it() -> None:
-    mode = FakeTensorMode()
-    for tensor in (
-        nn.Parameter(torch.randn(3, 2)),
-        torch.randn(4),
-        torch.tensor(0),
-        nn.Parameter(torch.ones(2), False),
-    ):
-        alone, made = fake_of(tensor, mode, alone=True), fake_of(tensor, mode)
-        assert _described(alone) == _described(made)
-        assert isinstance(alone, nn.Parameter) is isinstance(tensor, nn.Parameter) is isinstance(made, nn.Parameter)
-
-
-def test_what_shares_memory_shares_it_in_a_recording() -> None:
-    root = nn.Module()
-    whole = torch.randn(4, 2)
-    root.register_buffer("whole", whole)
-    root.register_buffer("again", whole.view(2, 4))
-    root.register_buffer("row", torch.randn(3, 2)[1])
-    root.register_buffer("given", torch.randn(2))
-    root.weight = nn.Parameter(torch.randn(2))
-    given = root.get_buffer("given").detach()
-    with fake_state(root, mode := FakeTensorMode(), [given]):
-        fakes = {name: t.untyped_storage()._cdata for name, t in (*root.named_buffers(), *root.named_parameters())}
-        assert fakes["whole"] == fakes["again"]
-        assert fakes["given"] == fake_of(given, mode).untyped_storage()._cdata
-        assert len(set(fakes.values())) == 4
-        assert root.get_buffer("row").storage_offset() == 2
-
-
-class _Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.relu, self.conv = nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 3, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.conv(self.relu(self.norm(torch.cat([x, x], 1))))
-        return torch.cat([x, torch.relu(y)], 1)
-
-
-def _recorded(layer: nn.Module) -> list[tuple[Any, ...]]:
-    nodes = [
-        node for node in capture(layer, layer.forward, (torch.randn(2, 3, 4, 4),), {}).order if node.op != "output"
-    ]
-    storages = [node.meta["val"].untyped_storage()._cdata for node in nodes]
-    return [
-        (
-            str(node),
-            *_described(node.meta["val"])[1:],
-            type(node.meta["val"].grad_fn).__name__,
-            storages.index(storage),
-            {storages.index(written) for written in node.meta.get("writes", ()) if written in storages},
-            [str(node.meta.get(key)) for key in ("reads_once", "random", "overwrites", "autocast")],
-        )
-        for node, storage in zip(nodes, storages, strict=True)
-    ]
-
-
-def test_a_recording_is_the_same_with_torchs_own_fake_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, known = _Layer(), watcher._known
-    by_rules = _recorded(layer)
-    monkeypatch.setattr(watcher, "_known", lambda func: known(func)._replace(rule=None))
-
-    assert by_rules == _recorded(layer)

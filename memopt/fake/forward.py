@@ -1,70 +1,29 @@
-"""What the commonest operators make of fake tensors, by their shapes alone.
+"""What the commonest operators of a forward make of fake tensors, by their shapes alone.
 
-A fake operator of torch's runs the operator's decomposition, a batch norm's dozen steps of which take milliseconds, and
-looks its result up under all that it reads, a concat's whole list. A network of thousands of layers calls them
-thousands of times. Here are the few that dense networks are made of, where tensors lie as they mostly do; of anything
-else torch is asked itself.
+A rule is given what the operator is given and returns what torch's fake operator does, or None.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor
+
+from memopt.fake.making import are_alike, is_channels_last, make_fake, strides_of
 
 _aten = torch.ops.aten
 
-_Size = tuple[int, ...]
 _STATISTICS = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 """In what a norm of these dtypes computes its statistics."""
-
-
-def shape_rule(func: Any) -> Callable[..., Any] | None:
-    """The rule for an operator: given the same arguments, it returns what torch's fake operator does, or None."""
-    return _RULES.get(func)
-
-
-def make_fake(mode: FakeTensorMode, size: _Size, stride: _Size, dtype: torch.dtype, device: torch.device) -> FakeTensor:
-    """A new fake tensor with a storage of its own, and no gradient."""
-    with in_kernel_invocation_manager(mode):
-        data = torch.empty_strided(size, stride, dtype=dtype, device="meta")
-    return FakeTensor(mode, data, device)
-
-
-@cache
-def strides_of(size: _Size, channels_last: bool = False) -> _Size:
-    """How a dense tensor lies; with channels last, if that is asked for."""
-    order = (0, *range(2, len(size)), 1) if channels_last else range(len(size))
-    strides, step = [0] * len(size), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(size[dim], 1)
-    return tuple(strides)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool | None:
-    """Whether channels lie last; None for a tensor that lies in neither of the two usual ways."""
-    size, stride = tuple(tensor.shape), tensor.stride()
-    if not all(type(extent) is int and extent > 0 for extent in size):
-        return None
-    if stride == strides_of(size):
-        return False
-    return True if len(size) in (4, 5) and stride == strides_of(size, True) else None
-
-
-def _are_alike(tensors: list[Any]) -> bool:
-    """Whether all are fake tensors on one device."""
-    return all(type(t) is FakeTensor and t.fake_device == tensors[0].fake_device for t in tensors)
 
 
 def _batch_norm(
     x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any
 ) -> tuple[torch.Tensor, ...] | None:
     given = [t for t in (weight, bias, mean, var) if t is not None]
-    if not _are_alike([x, *given]) or x.dim() < 2 or (not training and (mean is None or var is None)):
+    if not are_alike([x, *given]) or x.dim() < 2 or (not training and (mean is None or var is None)):
         return None
-    size, channels_last = tuple(x.shape), _is_channels_last(x)
+    size, channels_last = tuple(x.shape), is_channels_last(x)
     each = x.numel() // size[1] if channels_last is not None else 0
     dtype = _STATISTICS.get(x.dtype, x.dtype)
     if each < 2 or not dtype.is_floating_point or any(tuple(t.shape) != size[1:2] for t in given):
@@ -98,9 +57,9 @@ def _convolution(
 ) -> torch.Tensor | None:
     """Where channels lie last, what a library is asked for decides how its result lies."""
     given = [x, weight] if bias is None else [x, weight, bias]
-    if transposed or not _are_alike(given) or x.fake_device.type not in ("cpu", "cuda") or x.dim() not in (4, 5):
+    if transposed or not are_alike(given) or x.fake_device.type not in ("cpu", "cuda") or x.dim() not in (4, 5):
         return None
-    usual = _is_channels_last(x) is False and _is_channels_last(weight) is False and x.dtype.is_floating_point
+    usual = is_channels_last(x) is False and is_channels_last(weight) is False and x.dtype.is_floating_point
     if not usual or x.dim() != weight.dim() or any(t.dtype != x.dtype for t in given):
         return None
     (count, channels, *extents), (made, read, *kernel) = x.shape, weight.shape
@@ -116,17 +75,17 @@ def _convolution(
 
 
 def _concat(tensors: list[Any], dim: int = 0) -> torch.Tensor | None:
-    if not tensors or not _are_alike(tensors):
+    if not tensors or not are_alike(tensors):
         return None
     first, rank = tensors[0], tensors[0].dim()
-    channels_last, dtype = _is_channels_last(first), first.dtype
+    channels_last, dtype = is_channels_last(first), first.dtype
     if channels_last is None or not -rank <= dim < rank:
         return None
     total, size = 0, list(first.shape)
     dim %= rank
     for tensor in tensors:
         extents = list(tensor.shape)
-        if tensor.dtype != dtype or len(extents) != rank or _is_channels_last(tensor) is not channels_last:
+        if tensor.dtype != dtype or len(extents) != rank or is_channels_last(tensor) is not channels_last:
             return None
         total += extents[dim]
         extents[dim] = size[dim]
@@ -141,11 +100,11 @@ def _relu(x: Any) -> torch.Tensor | None:
     if _in_place(x) is None:
         return None
     size = tuple(x.shape)
-    return make_fake(x.fake_mode, size, strides_of(size, bool(_is_channels_last(x))), x.dtype, x.fake_device)
+    return make_fake(x.fake_mode, size, strides_of(size, bool(is_channels_last(x))), x.dtype, x.fake_device)
 
 
 def _in_place(x: Any) -> torch.Tensor | None:
-    ordinary = type(x) is FakeTensor and x.constant is None and _is_channels_last(x) is not None
+    ordinary = type(x) is FakeTensor and x.constant is None and is_channels_last(x) is not None
     return x if ordinary and x.dtype != torch.bool and not x.dtype.is_complex else None
 
 
@@ -163,3 +122,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.relu_.default: _in_place,
     _aten.add_.Tensor: _add_in_place,
 }
+
+
+def shape_rule(func: Any) -> Callable[..., Any] | None:
+    """The rule for an operator: given the same arguments, it returns what torch's fake operator does, or None."""
+    return _RULES.get(func)
